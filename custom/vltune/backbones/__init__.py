@@ -1,0 +1,1 @@
+"""Frozen towers: the only place that loads weights."""

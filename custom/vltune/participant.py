@@ -1,0 +1,79 @@
+"""One site's part of a run, without FLARE: what the executor drives.
+
+A method (`algorithms/`) supplies a builder `build_participant(job, site, site_name, state_dir,
+threads) -> Participant`; the job names it by dotted path, so that the glue knows no method.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor
+
+from vltune.parameters import LocalUpdate, SharedSpec
+
+ShouldStop = Callable[[], bool]
+
+
+class TrainingStopped(Exception):  # noqa: N818 - not an error: the admin asked for it
+    """`should_stop` returned True in the middle of work; nothing was kept of this task."""
+
+
+@dataclass(frozen=True)
+class Handshake:
+    """What a site shows before round 0; the server leaves out sites that differ.
+
+    Attributes:
+        spec: Names and shapes of the shared tensors.
+        initial: Seeded initial shared tensors, CPU fp32, the same at every site.
+        initial_hash: Hex SHA-256 of `initial` (names, shapes and bytes).
+        num_examples: Training images.
+        num_validation: Validation images.
+        facts: What must agree between sites: backbone and preprocessing fingerprints, class-list
+            hash, condition hash, package version.
+    """
+
+    spec: SharedSpec
+    initial: dict[str, Tensor]
+    initial_hash: str
+    num_examples: int
+    num_validation: int
+    facts: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The received model on local validation data.
+
+    Attributes:
+        metrics: mAP, CF1, OF1 in [0, 1] and other documented scalars.
+        histograms: Wire tensors of `ScoreHistograms`, int32.
+    """
+
+    metrics: dict[str, float]
+    histograms: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Participant(Protocol):
+    """One site's part of a run."""
+
+    def prepare(self, should_stop: ShouldStop) -> Handshake:
+        """Load data, check class list and conditions, encode each image once."""
+
+    def evaluate(self, shared: dict[str, Tensor]) -> Evaluation:
+        """Measure the received shared tensors on local validation data."""
+
+    def train(
+        self, shared: dict[str, Tensor], round_number: int, should_stop: ShouldStop
+    ) -> LocalUpdate:
+        """Train from the received shared tensors.
+
+        Raises:
+            TrainingStopped: `should_stop` returned True.
+        """
+
+    def personal_state(self) -> dict[str, Tensor]:
+        """Tensors that stay at the site and must survive a restart."""
+
+    def load_personal_state(self, tensors: dict[str, Tensor]) -> None:
+        """Restore what `personal_state` returned."""

@@ -1,0 +1,1 @@
+"""Benchmarks: each protocol is one command and one result file."""

@@ -1,0 +1,1 @@
+"""Training of the compact backbones on the embedded world."""

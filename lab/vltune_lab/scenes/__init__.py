@@ -1,0 +1,1 @@
+"""The embedded world: labelled scenes composed from licensed sprites."""
