@@ -1,1 +1,1 @@
-"""Frozen towers: the only place that loads weights."""
+"""Frozen towers: the only room that builds models and loads their weights."""
