@@ -11,12 +11,11 @@ from typing import Protocol
 from torch import Tensor
 
 from vltune.parameters import LocalUpdate, SharedSpec
+from vltune.training import TrainingStopped
+
+__all__ = ["Evaluation", "Handshake", "Participant", "ShouldStop", "TrainingStopped"]
 
 ShouldStop = Callable[[], bool]
-
-
-class TrainingStopped(Exception):  # noqa: N818 - not an error: the admin asked for it
-    """`should_stop` returned True in the middle of work; nothing was kept of this task."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,282 @@
+"""One site's part of any multi-label method on frozen CLIP features, without FLARE.
+
+A method supplies a function that builds its model; loading, encoding once, evaluation of what was
+received and local training are the same for all of them.
+"""
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from vltune import __version__
+from vltune.backbones.clip import BackboneConfig, ClipBackbone, load_clip
+from vltune.conditions import ConditionSet, conditions_from_mapping
+from vltune.config import from_mapping
+from vltune.data.multilabel import MultiLabelSamples, load_coco_instances, read_image
+from vltune.evaluation import SiteEvaluation, evaluate_scores, predict_scores
+from vltune.features import FeatureCache, FeatureSet
+from vltune.parameters import LocalUpdate, apply_shared, personal_state, shared_state, spec_of
+from vltune.participant import Evaluation, Handshake, ShouldStop
+from vltune.seed import derive_seed
+from vltune.site_config import SiteConfig, Split
+from vltune.training import TrainingConfig, local_train
+
+log = logging.getLogger(__name__)
+
+
+class FeatureBatch(NamedTuple):
+    """Frozen features and labels of some images.
+
+    Attributes:
+        patch_features: (B, M, D), unit norm.
+        image_features: (B, D), unit norm.
+        labels: (B, C), 1, 0 or -1 for unknown.
+    """
+
+    patch_features: Tensor
+    image_features: Tensor
+    labels: Tensor
+
+
+class MultiLabelModel(Protocol):
+    """What a method's `nn.Module` offers besides being one."""
+
+    def loss(self, batch: FeatureBatch) -> Tensor:
+        """Scalar loss."""
+
+    def shared_keys(self) -> frozenset[str]:
+        """Tensors that leave the site."""
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """Parameters that the optimiser moves."""
+
+    def predictor(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """Encode texts once; return (patch_features, image_features) -> logits (B, C)."""
+
+
+ModelBuilder = Callable[[ClipBackbone, ConditionSet, int], "MultiLabelModel"]
+
+
+@dataclass(frozen=True)
+class MultiLabelJob:
+    """The part of a job that a site needs; the rest is for the server.
+
+    Attributes:
+        seed: Run seed.
+        classnames: C class names, in order.
+        backbone: Frozen CLIP.
+        training: Optimiser and local schedule.
+        threshold: Of CF1 and OF1.
+        min_cell: Smallest number of images that a released histogram bin may describe.
+        encode_batch_size: Images a pass through the frozen tower.
+    """
+
+    seed: int
+    classnames: tuple[str, ...]
+    backbone: BackboneConfig
+    training: TrainingConfig
+    threshold: float = 0.5
+    min_cell: int = 5
+    encode_batch_size: int = 64
+
+
+@dataclass(frozen=True)
+class EncodedSplit:
+    """Samples and their frozen features, in the same order."""
+
+    samples: MultiLabelSamples
+    features: FeatureSet
+    labels: Tensor
+
+    def batch_at(self, indices: Tensor) -> FeatureBatch:
+        """Read the features of some samples from the memory-mapped cache as fp32."""
+        rows = indices.numpy()
+        return FeatureBatch(
+            torch.from_numpy(self.features.patch_features[rows]).float(),
+            torch.from_numpy(self.features.image_features[rows]).float(),
+            self.labels[indices],
+        )
+
+
+class MultiLabelParticipant:
+    """One site's part of a multi-label run.
+
+    Args:
+        job: What to train.
+        conditions: The job's condition set.
+        build_model: Builds the method's model on the loaded backbone.
+        site: Where the site's data are.
+        site_name: FLARE name.
+    """
+
+    def __init__(
+        self,
+        job: MultiLabelJob,
+        conditions: ConditionSet,
+        build_model: ModelBuilder,
+        site: SiteConfig,
+        site_name: str,
+    ) -> None:
+        self.job = job
+        self.conditions = conditions
+        self.build_model = build_model
+        self.site = site
+        self.site_name = site_name
+        self.model: Any = None
+        self.backbone: ClipBackbone | None = None
+        self.train_split: EncodedSplit | None = None
+        self.validation_split: EncodedSplit | None = None
+
+    def prepare(self, should_stop: ShouldStop) -> Handshake:
+        """Load backbone and data, encode each image once, build the model from the run's seed."""
+        began = time.perf_counter()
+        backbone = load_clip(self._backbone_config())
+        cache = FeatureCache(self.site.cache_dir, backbone)
+        self.backbone = backbone
+        self.train_split = self._encode(self.site.train, cache, should_stop)
+        self.validation_split = self._encode(self.site.validation, cache, should_stop)
+        self.model = self.build_model(backbone, self.conditions, self.job.seed)
+        initial = shared_state(self.model, self.model.shared_keys())
+        encoded = self.train_split.features.num_encoded + self.validation_split.features.num_encoded
+        log.info("ready in %.1f s; %d images encoded", time.perf_counter() - began, encoded)
+        return Handshake(
+            spec=spec_of(initial),
+            initial=initial,
+            initial_hash=hash_tensors(initial),
+            num_examples=len(self.train_split.labels),
+            num_validation=len(self.validation_split.labels),
+            facts={
+                "vltune": __version__,
+                "backbone": backbone.fingerprint,
+                "preprocessing": backbone.preprocess_fingerprint,
+                "class_list": self.conditions.class_list_hash,
+                "conditions": ", ".join(self.conditions.names),
+            },
+        )
+
+    def evaluate(self, shared: dict[str, Tensor]) -> Evaluation:
+        """Measure the received model on the site's validation images."""
+        model, _, validation = self._ready()
+        apply_shared(model, shared, model.shared_keys())
+        result = self._measure(model, validation)
+        return Evaluation(
+            metrics={
+                "mAP": result.metrics.mAP,
+                "CF1": result.metrics.CF1,
+                "OF1": result.metrics.OF1,
+            },
+            histograms=result.histograms.to_tensors(),
+        )
+
+    def train(
+        self, shared: dict[str, Tensor], round_number: int, should_stop: ShouldStop
+    ) -> LocalUpdate:
+        """Train one round from the received shared tensors."""
+        model, train, _ = self._ready()
+        apply_shared(model, shared, model.shared_keys())
+        model.train()
+        result = local_train(
+            model,
+            num_examples=len(train.labels),
+            batch_at=train.batch_at,
+            config=self.job.training,
+            seed=derive_seed(self.job.seed, self.site_name, round_number),
+            should_stop=should_stop,
+        )
+        return LocalUpdate(
+            tensors=shared_state(model, model.shared_keys()),
+            num_examples=len(train.labels),
+            metrics={
+                "loss": result.loss,
+                "steps": float(result.steps),
+                "seconds_train": result.seconds,
+            },
+        )
+
+    def personal_state(self) -> dict[str, Tensor]:
+        """Trained tensors that stay here; none in FedMPT."""
+        model, _, _ = self._ready()
+        return personal_state(model, model.shared_keys())
+
+    def load_personal_state(self, tensors: dict[str, Tensor]) -> None:
+        """Restore what `personal_state` returned."""
+        model, _, _ = self._ready()
+        personal = set(model.state_dict()) - model.shared_keys()
+        apply_shared(model, tensors, personal)
+
+    def _ready(self) -> tuple[Any, EncodedSplit, EncodedSplit]:
+        if self.model is None or self.train_split is None or self.validation_split is None:
+            self.prepare(lambda: False)
+        assert self.train_split is not None  # prepare() sets all three
+        assert self.validation_split is not None
+        return self.model, self.train_split, self.validation_split
+
+    def _backbone_config(self) -> BackboneConfig:
+        own = self.site.weights.get(self.job.backbone.model)
+        return self.job.backbone if own is None else replace(self.job.backbone, weights=str(own))
+
+    def _encode(self, split: Split, cache: FeatureCache, should_stop: ShouldStop) -> EncodedSplit:
+        samples = load_coco_instances(
+            split.annotations,
+            split.images,
+            self.job.classnames,
+            unlabelled=self.site.unlabelled,
+            rename=self.site.rename,
+            on_bad_image=self.site.on_bad_image,
+        )
+        features = cache.encode(
+            samples.image_paths,
+            read_image,
+            batch_size=self.job.encode_batch_size,
+            should_stop=should_stop,
+        )
+        return EncodedSplit(samples, features, torch.from_numpy(samples.labels.astype("int64")))
+
+    def _measure(self, model: Any, split: EncodedSplit) -> SiteEvaluation:
+        model.eval()
+        with torch.no_grad():
+            predict = model.predictor()
+
+        def logits_of(indices: Tensor) -> Tensor:
+            batch = split.batch_at(indices)
+            logits: Tensor = predict(batch.patch_features, batch.image_features)
+            return logits
+
+        scores = predict_scores(logits_of, len(split.labels))
+        return evaluate_scores(
+            scores, split.samples.labels, threshold=self.job.threshold, min_cell=self.job.min_cell
+        )
+
+
+def make_participant(
+    job: Mapping[str, Any],
+    build_model: ModelBuilder,
+    site: SiteConfig,
+    site_name: str,
+) -> MultiLabelParticipant:
+    """Read a job's mapping and check its conditions against its class list.
+
+    Raises:
+        ConfigError: The job is wrong.
+        ConditionError: The condition cache was made for another class list.
+    """
+    known = {key: job[key] for key in MultiLabelJob.__dataclass_fields__ if key in job}
+    parsed = from_mapping(MultiLabelJob, known, "the job")
+    conditions = conditions_from_mapping(job["conditions"], parsed.classnames, "the job's conditions")
+    return MultiLabelParticipant(parsed, conditions, build_model, site, site_name)
+
+
+def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """Hex SHA-256 over names, shapes and fp32 bytes, in sorted order."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].contiguous()
+        digest.update(f"{name}{tuple(value.shape)}".encode())
+        digest.update(value.numpy().tobytes())
+    return digest.hexdigest()

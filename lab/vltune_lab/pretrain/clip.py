@@ -1,0 +1,246 @@
+"""`vltune pretrain clip`: train clip-compact on scenes of the pre-training styles."""
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import torch
+import torch.nn.functional as F
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from vltune.backbones.compact_vit import register_compact_towers
+from vltune.config import ConfigError, to_mapping
+from vltune.files import atomic_path
+from vltune_lab.pretrain.objectives import (
+    Head,
+    Objective,
+    class_phrases,
+    colour_loss,
+    contrastive_loss,
+    grounded_loss,
+    presence_loss,
+)
+from vltune_lab.pretrain.stream import SceneBatch, SceneStream, make_loader
+from vltune_lab.scenes.captions import article
+from vltune_lab.scenes.library import PRETRAINING_STYLES, Library, load_library
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Recipe of clip-compact.
+
+    Attributes:
+        seed: Of weights and data.
+        steps: Optimiser steps.
+        batch_size: Images a step.
+        learning_rate: Peak of AdamW; linear warm-up, then cosine to zero.
+        max_colour_regions: Objects used in the colour term of a step.
+        objective: Weights of the loss terms.
+    """
+
+    seed: int = 2026
+    steps: int = 7000
+    batch_size: int = 64
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.05
+    warmup_steps: int = 300
+    max_colour_regions: int = 48
+    objective: Objective = field(default_factory=Objective)
+    checkpoint_every: int = 250
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch_size < 2 or not 0 < self.learning_rate < 1:
+            raise ConfigError("pretrain: needs steps >= 1, batch_size >= 2, 0 < learning_rate < 1")
+
+
+def build_model(folder: Path, seed: int) -> tuple[open_clip.CLIP, open_clip.SimpleTokenizer]:
+    """Build an untrained model from `open_clip_config.json` in `folder`."""
+    register_compact_towers()
+    model_cfg = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]
+    torch.manual_seed(seed)
+    model = open_clip.CLIP(
+        embed_dim=model_cfg["embed_dim"], vision_cfg=model_cfg["vision_cfg"], text_cfg=model_cfg["text_cfg"]
+    )
+    tokenizer = open_clip.SimpleTokenizer(context_length=model_cfg["text_cfg"]["context_length"])
+    return model, tokenizer
+
+
+def encode_phrases(model: open_clip.CLIP, tokenizer: open_clip.SimpleTokenizer, texts: list[str]) -> Tensor:
+    """Unit-norm text features (N, D); positions after the last end token are cut, which is exact."""
+    tokens = tokenizer(texts)
+    length = int((tokens == tokenizer.eot_token_id).float().argmax(dim=1).max()) + 1
+    tokens = tokens[:, :length].to(model.text_projection.device)
+    x = model.token_embedding(tokens) + model.positional_embedding[:length]
+    x = model.ln_final(model.transformer(x, attn_mask=model.attn_mask[:length, :length]))
+    x = x[torch.arange(len(x)), tokens.argmax(dim=-1)] @ model.text_projection
+    return F.normalize(x, dim=-1)
+
+
+def normalise_pixels(images: Tensor) -> Tensor:
+    """Pixels uint8 -> float in [-1, 1], as the model card's preprocessing does (mean and std 0.5)."""
+    return images.float().div_(127.5).sub_(1.0)
+
+
+def batch_loss(
+    model: open_clip.CLIP,
+    head: Head,
+    tokenizer: open_clip.SimpleTokenizer,
+    batch: SceneBatch,
+    classnames: tuple[str, ...],
+    config: PretrainConfig,
+    rng: np.random.Generator,
+) -> dict[str, Tensor]:
+    """All loss terms of one batch, unweighted."""
+    device = model.text_projection.device
+    colours = batch.colours[: config.max_colour_regions]
+    colour_texts = [article(f"{colour} {classnames[index]}") for _, index, colour in colours]
+    distinct = {text: str(number) for number, text in enumerate(dict.fromkeys(colour_texts))}
+    colours = [(row, index, distinct[text]) for (row, index, _), text in zip(colours, colour_texts, strict=True)]
+    texts = encode_phrases(
+        model, tokenizer, class_phrases(classnames, rng) + batch.captions + list(distinct)
+    )
+    phrases, captions, colour_features = texts.split([len(classnames), len(batch.captions), len(distinct)])
+    tokens = model.visual.head(model.visual.trunk.forward_features(normalise_pixels(batch.images.to(device))))
+    patch_features = F.normalize(tokens, dim=-1)
+    similarity = patch_features @ phrases.T
+    patch_labels = batch.patch_labels.to(device)
+    # One scale for all softmax terms, so that the checkpoint's logit_scale fits its patches too.
+    scale = model.logit_scale.exp()
+    return {
+        "contrastive": contrastive_loss(F.normalize(tokens.mean(dim=1), dim=-1), captions, scale),
+        "grounded": grounded_loss(similarity, patch_labels, scale),
+        "presence": presence_loss(similarity, patch_labels, batch.labels.to(device), head),
+        "colours": colour_loss(patch_features, patch_labels, colours, colour_features, scale),
+    }
+
+
+@dataclass
+class PretrainState:
+    """All that a checkpoint holds."""
+
+    model: open_clip.CLIP
+    head: Head
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    seconds: float = 0.0
+
+    def save(self, path: Path) -> None:
+        """Write atomically."""
+        with atomic_path(path) as temporary:
+            torch.save(
+                {
+                    "model": self.model.state_dict(),
+                    "head": self.head.state_dict(),
+                    "optimizer": self.optimizer.state_dict(),
+                    "step": self.step,
+                    "seconds": self.seconds,
+                },
+                temporary,
+            )
+
+    def load(self, path: Path) -> None:
+        """Continue from `path`."""
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.head.load_state_dict(state["head"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.seconds = state["step"], state["seconds"]
+
+
+def start(config: PretrainConfig, model_folder: Path, checkpoint: Path, device: str) -> tuple[PretrainState, open_clip.SimpleTokenizer]:
+    """Build the state, continuing from the checkpoint where there is one."""
+    model, tokenizer = build_model(model_folder, config.seed)
+    head = Head()
+    modules = nn.ModuleList([model, head]).to(device)
+    matrices = [p for p in modules.parameters() if p.ndim >= 2]
+    others = [p for p in modules.parameters() if p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
+    state = PretrainState(model, head, optimizer)
+    if checkpoint.exists():
+        state.load(checkpoint)
+    return state, tokenizer
+
+
+def learning_rate_at(step: int, config: PretrainConfig) -> float:
+    """Linear warm-up, then half a cosine to zero."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    return config.learning_rate * 0.5 * (1 + float(np.cos(np.pi * min(1.0, progress))))
+
+
+def pretrain(config: PretrainConfig, *, model_folder: Path, work: Path, device: str = "cpu", workers: int = 1) -> PretrainState:
+    """Train to `config.steps`, checkpointing in `work`; called again, it continues.
+
+    Args:
+        config: The recipe.
+        model_folder: Holds open_clip_config.json.
+        work: Holds checkpoint.pt and log.jsonl.
+        device: cpu or cuda.
+        workers: Rendering processes.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    library = load_library(styles=PRETRAINING_STYLES)
+    state, tokenizer = start(config, model_folder, work / "checkpoint.pt", device)
+    stream = SceneStream(
+        library,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        image_size=state.model.visual.image_size[0],
+        patch=8,
+        first_step=state.step,
+    )
+    batches = make_loader(stream, workers)
+    state.model.train()
+    columns = (TextColumn("pretrain clip"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, refresh_per_second=1) as progress:
+        task = progress.add_task("", total=config.steps, completed=state.step, loss="")
+        for line in _steps(state, tokenizer, batches, library, config):
+            progress.update(task, completed=state.step, loss=f"loss {line['loss']:.3f}")
+            if state.step % 50 == 0:
+                with (work / "log.jsonl").open("a") as log:
+                    log.write(json.dumps(line) + "\n")
+            if state.step % config.checkpoint_every == 0 or state.step == config.steps:
+                state.save(work / "checkpoint.pt")
+    (work / "recipe.json").write_text(json.dumps(to_mapping(config), indent=2))
+    return state
+
+
+def _steps(
+    state: PretrainState,
+    tokenizer: open_clip.SimpleTokenizer,
+    batches: Iterator[SceneBatch],
+    library: Library,
+    config: PretrainConfig,
+) -> Iterator[dict[str, float]]:
+    weights = to_mapping(config.objective)
+    parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
+    autocast = torch.autocast("cuda", torch.bfloat16, enabled=parameters[0].is_cuda)
+    while state.step < config.steps:
+        began = time.perf_counter()
+        for group in state.optimizer.param_groups:
+            group["lr"] = learning_rate_at(state.step, config)
+        rng = np.random.Generator(np.random.PCG64([config.seed, 77, state.step]))
+        with autocast:
+            terms = batch_loss(state.model, state.head, tokenizer, next(batches), library.classnames, config, rng)
+            loss = sum(weights[name] * value for name, value in terms.items())
+        state.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        state.optimizer.step()
+        with torch.no_grad():
+            state.model.logit_scale.clamp_(0, np.log(100))
+        state.step += 1
+        state.seconds += time.perf_counter() - began
+        yield {
+            "step": state.step,
+            "loss": loss.item(),
+            **{name: value.item() for name, value in terms.items()},
+            "images_per_second": config.batch_size / (time.perf_counter() - began),
+        }

@@ -1,0 +1,198 @@
+"""From plan to pixels: composite sprites on a background and keep what is true of the picture."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter
+
+from vltune_lab.scenes.library import LEVELS, Library
+from vltune_lab.scenes.plan import PlannedObject, ScenePlan
+from vltune_lab.scenes.procedural import procedural_background
+
+MIN_VISIBLE = 0.4
+"""Every drawn object keeps at least this share of its pixels visible; else a place is sought anew."""
+PLACEMENT_TRIES = 6
+MATCHED_BACKGROUND = 0.75
+"""Share of images whose background shows their scene type; the others take any."""
+
+Pixels = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class SceneObject:
+    """What is true of one drawn object.
+
+    Attributes:
+        classname: Label.
+        box: (x, y, width, height) of its pixels in the image, pixels.
+        colour: Name of its mean colour.
+        position: Where its centre lies, such as "top left".
+        visible: Share of its pixels that nothing covers.
+        area: Its visible pixels.
+    """
+
+    classname: str
+    box: tuple[int, int, int, int]
+    colour: str
+    position: str
+    visible: float
+    area: int
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A drawn scene and the truth about it.
+
+    Attributes:
+        image: uint8, (H, W, 3).
+        scene: Scene type of the label distribution (the background may show another).
+        style: Drawing style.
+        objects: In drawing order.
+        owner: Index into `objects` of what each pixel shows, -1 for background, int8, (H, W).
+    """
+
+    image: NDArray[np.uint8]
+    scene: str
+    style: str
+    objects: tuple[SceneObject, ...]
+    owner: NDArray[np.int8]
+
+
+def render_scene(
+    library: Library, plan: ScenePlan, size: int, rng: np.random.Generator, *, is_held_out: bool
+) -> Scene:
+    """Draw a plan at `size` pixels; an object that finds no visible place is left out and not labelled."""
+    canvas = _background(library, plan.scene, size, rng, is_held_out=is_held_out)
+    owner = np.full((size, size), -1, dtype=np.int8)
+    areas: list[int] = []
+    drawn: list[tuple[PlannedObject, tuple[int, int, int, int]]] = []
+    for planned in plan.objects:
+        stamp = _stamp(planned, size)
+        mask = stamp[..., 3] > 0.5
+        place = _find_place(mask, owner, areas, size, rng)
+        if place is None:
+            continue
+        x, y = place
+        height, width = mask.shape
+        _composite(canvas[y : y + height, x : x + width], stamp)
+        owner[y : y + height, x : x + width][mask] = len(areas)
+        areas.append(int(mask.sum()))
+        drawn.append((planned, (x, y, width, height)))
+    visible = np.bincount(owner[owner >= 0].astype(np.int64), minlength=len(areas))
+    objects = tuple(
+        SceneObject(
+            classname=planned.sprite.classname,
+            box=box,
+            colour=planned.colour,
+            position=position_name(box, size),
+            visible=float(visible[index] / areas[index]),
+            area=int(visible[index]),
+        )
+        for index, (planned, box) in enumerate(drawn)
+    )
+    return Scene(_finish(canvas, rng), plan.scene, plan.style, objects, owner)
+
+
+def _background(
+    library: Library, scene: str, size: int, rng: np.random.Generator, *, is_held_out: bool
+) -> Pixels:
+    names = sorted(set(library.backgrounds) | {scene})
+    if rng.random() >= MATCHED_BACKGROUND:
+        scene = names[int(rng.integers(len(names)))]
+    if scene not in library.backgrounds:
+        return procedural_background(scene, size, rng).astype(np.float32)
+    panoramas = sorted(library.backgrounds[scene])
+    if len(panoramas) > 1:
+        panoramas = panoramas[-1:] if is_held_out else panoramas[:-1]
+    crops = library.backgrounds[scene][panoramas[int(rng.integers(len(panoramas)))]]
+    crop = crops[int(rng.integers(len(crops)))]
+    side = int(crop.width * (0.7 + 0.3 * rng.random()))
+    left, top = (int(rng.integers(crop.width - side + 1)) for _ in range(2))
+    view = crop.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
+    if rng.random() < 0.5:
+        view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return np.asarray(view, dtype=np.float32)
+
+
+def _stamp(planned: PlannedObject, size: int) -> Pixels:
+    """Scale, rotate, flip and tint a sprite: (h, w, 4), RGB premultiplied in [0, 255], alpha in [0, 1]."""
+    longest = max(6, round(planned.size * size))
+    level = next((index for index in range(len(LEVELS) - 1, -1, -1) if LEVELS[index] >= longest), 0)
+    source = planned.sprite.levels[level]
+    scale = longest / max(source.size)
+    radians = math.radians(planned.angle)
+    cos, sin = math.cos(radians), math.sin(radians)
+    width = max(3, min(size, math.ceil(scale * (source.width * abs(cos) + source.height * abs(sin)))))
+    height = max(3, min(size, math.ceil(scale * (source.width * abs(sin) + source.height * abs(cos)))))
+    mirror = -1.0 if planned.is_flipped else 1.0
+    a, b = mirror * cos / scale, mirror * sin / scale
+    d, e = -sin / scale, cos / scale
+    c = source.width / 2 - a * width / 2 - b * height / 2
+    f = source.height / 2 - d * width / 2 - e * height / 2
+    turned = source.transform(
+        (width, height), Image.Transform.AFFINE, (a, b, c, d, e, f), Image.Resampling.BILINEAR
+    )
+    stamp = np.asarray(turned, dtype=np.float32).copy()
+    stamp[..., 3] /= 255.0
+    alpha = stamp[..., 3:]
+    stamp[..., :3] = np.clip(stamp[..., :3] * planned.gain + alpha * planned.offset, 0, 255)
+    return _trim(stamp)
+
+
+def _trim(stamp: Pixels) -> Pixels:
+    """Cut fully transparent borders, so that the stamp's frame is the object's box."""
+    mask = stamp[..., 3] > 0.5
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not len(rows):
+        return stamp
+    return stamp[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+
+
+def _find_place(
+    mask: NDArray[np.bool_], owner: NDArray[np.int8], areas: list[int], size: int, rng: np.random.Generator
+) -> tuple[int, int] | None:
+    """Find a corner where every object already drawn keeps `MIN_VISIBLE` of its pixels."""
+    height, width = mask.shape
+    if not areas:
+        return int(rng.integers(size - width + 1)), int(rng.integers(size - height + 1))
+    current = np.bincount(owner[owner >= 0].astype(np.int64), minlength=len(areas))
+    total = np.array(areas)
+    # An object drawn later hides earlier ones; half of the images prefer little overlap.
+    limit = max(MIN_VISIBLE, float(rng.random()))
+    for attempt in range(PLACEMENT_TRIES):
+        x, y = int(rng.integers(size - width + 1)), int(rng.integers(size - height + 1))
+        covered = owner[y : y + height, x : x + width][mask]
+        hidden = np.bincount(covered[covered >= 0].astype(np.int64), minlength=len(areas))
+        bound = limit if attempt < PLACEMENT_TRIES // 2 else MIN_VISIBLE
+        if ((current - hidden) >= bound * total).all() or (
+            bound > MIN_VISIBLE and not hidden.any()
+        ):
+            return x, y
+    return None
+
+
+def _composite(target: Pixels, stamp: Pixels) -> None:
+    """Premultiplied over: target <- target * (1 - alpha) + stamp, in place."""
+    target *= 1.0 - stamp[..., 3:]
+    target += stamp[..., :3]
+
+
+def _finish(canvas: Pixels, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Camera: exposure, tint, noise, sometimes blur."""
+    draws = rng.random(5)
+    canvas *= 0.8 + 0.4 * draws[0]
+    canvas += (draws[1:4] * 24 - 12).astype(np.float32)
+    image = np.clip(canvas, 0, 255).astype(np.uint8)
+    if draws[4] < 0.12:
+        image = np.asarray(Image.fromarray(image).filter(ImageFilter.BoxBlur(0.6)))
+    return image
+
+
+def position_name(box: tuple[int, int, int, int], size: int) -> str:
+    """Name the third of the image in which the box's centre lies."""
+    x, y = (box[0] + box[2] / 2) / size, (box[1] + box[3] / 2) / size
+    vertical = "top" if y < 1 / 3 else "bottom" if y > 2 / 3 else ""
+    horizontal = "left" if x < 1 / 3 else "right" if x > 2 / 3 else ""
+    return " ".join(part for part in (vertical, horizontal) if part) or "centre"
