@@ -1,0 +1,51 @@
+# VLTune. `make demo` and `make test` do their own set-up on a fresh machine with Python 3.11 and git.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.complete
+SOURCES := custom lab tests jobs
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast format check tables jobs report clean
+
+help: ## Show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+setup: $(STAMP) ## Create .venv with the exact pins of requirements.lock
+
+$(STAMP): requirements.lock setup.cfg pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) not found; install Python 3.11 or 3.12, or say make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	@touch $(STAMP)
+
+demo: $(STAMP) ## Train FedMPT over four simulated sites on the embedded world
+	$(BIN)/vltune demo
+
+test: $(STAMP) ## Every test but the marks gpu, soak and faults
+	$(BIN)/python -m pytest -m "not gpu and not soak and not faults"
+
+test-fast: $(STAMP) ## Unmarked tests only
+	$(BIN)/python -m pytest -m "not slow and not flare and not gpu and not soak and not faults"
+
+format: $(STAMP) ## Format the code
+	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/ruff check --fix $(SOURCES)
+
+check: $(STAMP) ## What CI runs beside the tests: ruff, format, mypy, import stairs, README tables
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy
+	$(BIN)/lint-imports --config setup.cfg
+	$(BIN)/vltune bench tables --check
+
+tables: $(STAMP) ## Rewrite the README's tables from benchmarks/results
+	$(BIN)/vltune bench tables
+
+jobs: $(STAMP) ## Export the jobs to build/jobs
+	$(BIN)/python jobs/fedmpt/job.py --export --export-dir build/jobs
+
+clean: ## Remove the environment and everything generated
+	rm -rf $(VENV) build runs .pytest_cache .mypy_cache .ruff_cache
