@@ -1,0 +1,118 @@
+"""One image file to one 8-bit RGB picture, or an error that says what is wrong with the file."""
+
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+import numpy as np
+from PIL import Image, ImageOps
+
+MAX_PIXELS = 89_478_485
+"""Pillow's bound: a small file can claim a size that fills the memory; larger ones are refused."""
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000")
+"""Plain raster formats only; Pillow would hand PostScript to an external interpreter."""
+
+_SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N")
+_WITH_ALPHA = ("RGBA", "RGBa", "LA", "La", "PA")
+
+
+class ImageError(ValueError):
+    """An image file cannot be used; the message names the file, the reason and the cure."""
+
+
+def image_path(folder: Path, file_name: str, source: str) -> Path:
+    """Join `folder` and the name that an annotation file gives, refusing to leave `folder`.
+
+    Links that the site itself put into the folder are followed.
+
+    Raises:
+        ImageError: The name is empty, absolute (on any system), or climbs with `..`.
+    """
+    posix, windows = PurePosixPath(file_name), PureWindowsPath(file_name)
+    absolute = posix.is_absolute() or bool(windows.anchor)
+    climbs = ".." in posix.parts or ".." in windows.parts
+    if not posix.parts or absolute or climbs or "\x00" in file_name:
+        raise ImageError(
+            f"{source}: file_name {file_name!r} does not stay inside the image folder {folder}. "
+            "Use names relative to that folder, without '..'."
+        )
+    return folder / posix
+
+
+def read_image(path: Path) -> Image.Image:
+    """Decode `path` to an upright 8-bit RGB picture.
+
+    EXIF orientation is applied. Grey, palette and CMYK are converted, 16-bit grey keeps its high
+    byte, transparent pixels are laid on white, and of an animation the first frame is taken.
+
+    Raises:
+        ImageError: Missing, truncated, not an image, too large, or of float or 32-bit pixels.
+    """
+    return _decode(path, shrink=False)
+
+
+def check_image(path: Path) -> None:
+    """Decode the whole file and forget it; JPEG at an eighth of its size, which is much faster.
+
+    Raises:
+        ImageError: As `read_image`.
+    """
+    _decode(path, shrink=True)
+
+
+def bad_images(paths: Sequence[Path], already_read: Sequence[bool]) -> dict[int, ImageError]:
+    """Check the images that were not read before; return position -> what is wrong."""
+    errors = {}
+    for index, (path, known) in enumerate(zip(paths, already_read, strict=True)):
+        if known:
+            continue
+        try:
+            check_image(path)
+        except ImageError as error:
+            errors[index] = error
+    return errors
+
+
+def _decode(path: Path, *, shrink: bool) -> Image.Image:
+    if not path.is_file():
+        raise ImageError(f"{path}: no such image file. Put it there or correct the annotations.")
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            _refuse(image, path)
+            if shrink:
+                image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
+            return _rgb(ImageOps.exif_transpose(image))
+    except ImageError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(f"{path}: too many pixels ({error}). Shrink the picture.") from error
+    # A damaged file makes Pillow raise nearly anything: OSError, SyntaxError, struct.error ...
+    except Exception as error:
+        raise ImageError(
+            f"{path}: cannot be read as an image ({type(error).__name__}: {error}). Replace it, or "
+            f"correct the annotations. Formats: {', '.join(FORMATS)}."
+        ) from error
+
+
+def _refuse(image: Image.Image, path: Path) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise ImageError(
+            f"{path}: {image.width} x {image.height} pixels; more than {MAX_PIXELS:,} are refused. "
+            "Shrink the picture."
+        )
+    if image.mode in ("F", "I"):
+        raise ImageError(
+            f"{path}: float or 32-bit pixels (mode {image.mode}) have no known range. "
+            "Convert the picture to 8 or 16 bits."
+        )
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode in _SIXTEEN_BIT:
+        high_byte = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
+        return Image.fromarray(high_byte).convert("RGB")
+    if image.mode in _WITH_ALPHA or "transparency" in image.info:
+        picture = image.convert("RGBA")
+        white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, picture).convert("RGB")
+    return image.convert("RGB")
