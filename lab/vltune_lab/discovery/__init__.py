@@ -1,0 +1,1 @@
+"""Where the conditions of a class list come from; runs once, offline, never at a site."""
