@@ -153,7 +153,7 @@ def find_site_config(site_name: str, local_dir: Path | None) -> SiteConfig:
         path = local
     else:
         raise ConfigError(_not_found(site_name, variable, None, local))
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ConfigError(_not_found(site_name, variable, path, local))
     config = read_site_config(path)
     if config.site is not None and config.site != site_name:

@@ -1,5 +1,6 @@
 """One image file to one 8-bit RGB picture, or an error that says what is wrong with the file."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -74,7 +75,8 @@ def bad_images(paths: Sequence[Path], already_read: Sequence[bool]) -> dict[int,
 
 
 def _decode(path: Path, *, shrink: bool) -> Image.Image:
-    if not path.is_file():
+    # Not Path.is_file, which raises for a name too long or a folder without permission.
+    if not os.path.isfile(path):
         raise ImageError(f"{path}: no such image file. Put it there or correct the annotations.")
     try:
         with Image.open(path, formats=FORMATS) as image:

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -169,7 +170,7 @@ def batches(num_examples: int, batch_size: int, generator: torch.Generator) -> l
 
 
 def _paths(coco: CocoInstances, folder: Path) -> list[Path]:
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise ImageError(f"{folder}: no such image folder. Correct `images:` in vltune_site.yaml.")
     return [
         image_path(folder, record["file_name"], f"{coco.source}: image {identity}")
@@ -178,7 +179,7 @@ def _paths(coco: CocoInstances, folder: Path) -> list[Path]:
 
 
 def _was_read(path: Path, already_read: Callable[[Path], bool] | None) -> bool:
-    return already_read is not None and path.is_file() and already_read(path)
+    return already_read is not None and os.path.isfile(path) and already_read(path)
 
 
 def _bad_images_error(source: Path, bad: dict[int, ImageError], total: int) -> ImageError:

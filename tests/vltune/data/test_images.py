@@ -103,7 +103,7 @@ def test_not_an_image(content: bytes, tmp_path: Path) -> None:
 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:
-    for path in (tmp_path / "none.png", tmp_path):
+    for path in (tmp_path / "none.png", tmp_path, tmp_path / ("x" * 300)):
         with pytest.raises(ImageError, match="no such image file"):
             read_image(path)
 
