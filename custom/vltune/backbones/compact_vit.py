@@ -1,15 +1,13 @@
 """The image trunk of clip-compact: a small ViT behind a convolutional stem.
 
-Three 3x3 convolutions of stride 2 replace the usual 8x8 patch projection: at 64 pixels a linear patch
-embedding learns edges far too slowly. The trunk is registered with timm, so that open_clip builds
-it from a JSON file like any other timm tower.
+Three 3x3 convolutions of stride 2 replace the usual 8x8 patch projection: at 64 pixels a linear
+patch embedding learns edges far too slowly. The trunk is registered with timm, so that open_clip
+builds it from a JSON file like any other timm tower.
 
 Average pooling needs no class token, and the final norm is applied to every patch token *before*
 pooling. The projection is linear and has no bias, so projecting the pooled token equals pooling the
 projected tokens: the patch tokens live in the joint image-text space.
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
@@ -45,10 +43,10 @@ class ConvStem(nn.Module):
         super().__init__()
         if patch_size != STRIDE or img_size % STRIDE:
             raise ValueError(
-                f"the convolutional stem has stride {STRIDE}: patch_size must be {STRIDE} and the image "
-                f"size a multiple of it, got patch_size={patch_size}, img_size={img_size}"
+                f"the convolutional stem has stride {STRIDE}: patch_size must be {STRIDE} and the "
+                f"image size a multiple of it, got patch_size={patch_size}, img_size={img_size}"
             )
-        tensor_options = {key: timm_options.get(key) for key in ("device", "dtype")}
+        tensor_options: dict[str, Any] = {key: timm_options.get(key) for key in ("device", "dtype")}
         side = img_size // STRIDE
         self.img_size = (img_size, img_size)
         self.patch_size = (STRIDE, STRIDE)
