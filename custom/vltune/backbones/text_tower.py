@@ -59,6 +59,10 @@ class TextTower:
             isinstance(block, ResidualAttentionBlock) for block in blocks
         )
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "TextTower":
+        """A copied model shares the frozen tower."""
+        return self
+
     def _read_frame(self) -> None:
         """Learn what the tokenizer puts around words, and check where the tower reads the text."""
         ids: list[int] = self._tokenizer([_PROBE])[0].tolist()
