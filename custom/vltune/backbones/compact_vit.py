@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 IMAGE_SIZE = 64
 STRIDE = 8
-EMBED_DIM = 160
+EMBED_DIM = 128
 DEPTH = 4
-NUM_HEADS = 5
+NUM_HEADS = 4
 STEM_CHANNELS = (32, 64, 128)
 
 

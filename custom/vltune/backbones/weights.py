@@ -5,6 +5,7 @@ file and model is an error.
 """
 
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             state: Any = load_file(path)
         elif is_openai_archive(path):
-            archive = torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call] # torch
-            state = {k: v for k, v in archive.state_dict().items() if k not in _OPENAI_SCALARS}
+            state = _read_archive(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
             state = state.get("state_dict", state) if isinstance(state, dict) else state
@@ -42,6 +42,14 @@ def read_state(path: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise BackboneError(f"{path}: expected a state dict of tensors")
     return {key.removeprefix("module."): tensor for key, tensor in state.items()}
+
+
+def _read_archive(path: Path) -> dict[str, Tensor]:
+    with warnings.catch_warnings():
+        # torch announces the end of TorchScript; OpenAI publishes CLIP in no other format.
+        warnings.simplefilter("ignore", FutureWarning)
+        archive = torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call] # torch
+    return {k: v for k, v in archive.state_dict().items() if k not in _OPENAI_SCALARS}
 
 
 def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
