@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -87,8 +87,7 @@ def normalise_pixels(images: Tensor) -> Tensor:
 
 
 def batch_loss(
-    model: open_clip.CLIP,
-    head: Head,
+    state: "PretrainState",
     tokenizer: open_clip.SimpleTokenizer,
     batch: SceneBatch,
     classnames: tuple[str, ...],
@@ -96,6 +95,7 @@ def batch_loss(
     rng: np.random.Generator,
 ) -> dict[str, Tensor]:
     """All loss terms of one batch, unweighted."""
+    model, head = state.model, state.head
     device = model.text_projection.device
     colours = batch.colours[: config.max_colour_regions]
     colour_texts = [article(f"{colour} {classnames[index]}") for _, index, colour in colours]
@@ -105,7 +105,7 @@ def batch_loss(
         model, tokenizer, class_phrases(classnames, rng) + batch.captions + list(distinct)
     )
     phrases, captions, colour_features = texts.split([len(classnames), len(batch.captions), len(distinct)])
-    tokens = model.visual.head(model.visual.trunk.forward_features(normalise_pixels(batch.images.to(device))))
+    tokens = model.visual.head(state.trunk(normalise_pixels(batch.images.to(device))))
     patch_features = F.normalize(tokens, dim=-1)
     similarity = patch_features @ phrases.T
     patch_labels = batch.patch_labels.to(device)
@@ -126,6 +126,7 @@ class PretrainState:
     model: open_clip.CLIP
     head: Head
     optimizer: torch.optim.Optimizer
+    trunk: Callable[[Tensor], Tensor]
     step: int = 0
     seconds: float = 0.0
 
@@ -161,7 +162,8 @@ def start(config: PretrainConfig, model_folder: Path, checkpoint: Path, device: 
     others = [p for p in modules.parameters() if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
-    state = PretrainState(model, head, optimizer)
+    # Compiled, the trunk's step is two to three times faster on CPU; its weights are the model's own.
+    state = PretrainState(model, head, optimizer, torch.compile(model.visual.trunk.forward_features))
     if checkpoint.exists():
         state.load(checkpoint)
     return state, tokenizer
@@ -228,7 +230,7 @@ def _steps(
             group["lr"] = learning_rate_at(state.step, config)
         rng = np.random.Generator(np.random.PCG64([config.seed, 77, state.step]))
         with autocast:
-            terms = batch_loss(state.model, state.head, tokenizer, next(batches), library.classnames, config, rng)
+            terms = batch_loss(state, tokenizer, next(batches), library.classnames, config, rng)
             loss = sum(weights[name] * value for name, value in terms.items())
         state.optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -1,0 +1,71 @@
+"""`vltune`: the site's own commands. The lab adds its commands through an entry point."""
+
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from vltune import __version__
+from vltune.backbones.clip import BackboneConfig, load_clip
+from vltune.features import FeatureCache
+from vltune.site_config import read_site_config
+
+app = typer.Typer(
+    help="Federated tuning of vision-language models on NVIDIA FLARE.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+cache_app = typer.Typer(help="The site's cache of frozen features.", no_args_is_help=True)
+app.add_typer(cache_app, name="cache")
+
+SiteFile = Annotated[Path, typer.Option("--site", help="The site's vltune_site.yaml.")]
+ModelName = Annotated[str, typer.Option("--model", help="open_clip model name of the job.")]
+Weights = Annotated[str, typer.Option("--weights", help="Its weights; default: the site file's.")]
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    Console().print(__version__)
+
+
+def _cache(site: Path, model: str, weights: str) -> FeatureCache:
+    config = read_site_config(site)
+    chosen = weights or str(config.weights.get(model, ""))
+    return FeatureCache(config.cache_dir, load_clip(BackboneConfig(model, chosen)))
+
+
+@cache_app.command("size")
+def cache_size(
+    site: SiteFile,
+    model: ModelName = "clip-compact",
+    weights: Weights = "",
+    images: Annotated[int, typer.Option(help="Number of images to estimate for.")] = 1000,
+) -> None:
+    """Say where the cache is and how much disk a number of images takes."""
+    cache = _cache(site, model, weights)
+    console = Console()
+    console.print(f"folder: {cache.folder}")
+    console.print(f"{images} images take {cache.estimate_bytes(images) / 1e6:.1f} MB")
+
+
+@cache_app.command("delete")
+def cache_delete(site: SiteFile, model: ModelName = "clip-compact", weights: Weights = "") -> None:
+    """Delete the features of one backbone; they are encoded again when next needed."""
+    cache = _cache(site, model, weights)
+    cache.delete()
+    Console().print(f"deleted {cache.folder}")
+
+
+def main() -> None:
+    """Run the command line; our own errors end with their message and exit status 1."""
+    for entry in entry_points(group="vltune.commands"):
+        entry.load()(app)
+    try:
+        app()
+    except ValueError as error:
+        Console(stderr=True).print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        sys.exit(1)

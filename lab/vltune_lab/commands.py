@@ -1,0 +1,66 @@
+"""The lab's commands of `vltune`."""
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+from vltune.config import apply_overrides, from_mapping, load_config, read_mapping
+
+console = Console()
+scenes_app = typer.Typer(help="The embedded world.", no_args_is_help=True)
+pretrain_app = typer.Typer(help="Train the compact backbones.", no_args_is_help=True)
+
+Overrides = Annotated[list[str], typer.Option("--set", help="key.sub=value, repeatable.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the lab's commands; called through the entry point group `vltune.commands`."""
+    app.add_typer(scenes_app, name="scenes")
+    app.add_typer(pretrain_app, name="pretrain")
+
+
+@scenes_app.command("make")
+def scenes_make(
+    config: Annotated[Path, typer.Option(help="World YAML, such as lab/vltune_lab/scenes/demo.yaml.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    overrides: Overrides = [],  # noqa: B006 - typer reads the default once
+) -> None:
+    """Write a world: COCO instances JSON and images per site, validation and test sets."""
+    from vltune_lab.scenes.make import make_world
+    from vltune_lab.scenes.world import WorldConfig
+
+    world = load_config(WorldConfig, config, overrides)
+    began = time.perf_counter()
+    with Progress(console=console) as progress:
+        task = progress.add_task("scenes")
+        made = make_world(world, out, progress=lambda done, total: progress.update(task, completed=done, total=total))
+    seconds = time.perf_counter() - began
+    if made.was_there:
+        console.print(f"{out} holds this world already: {made.num_images} images")
+    else:
+        console.print(f"{made.num_images} images in {out}, {made.num_images / seconds:.0f} images/s")
+
+
+@pretrain_app.command("clip")
+def pretrain_clip(
+    work: Annotated[Path, typer.Option(help="Checkpoints and log; a second call resumes.")] = Path("build/pretrain-clip"),
+    out: Annotated[Path, typer.Option(help="Model folder with open_clip_config.json.")] = Path("assets/clip-compact"),
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    workers: Annotated[int, typer.Option(help="Rendering processes.")] = 1,
+    recipe: Annotated[Path | None, typer.Option(help="YAML with a PretrainConfig.")] = None,
+    overrides: Overrides = [],  # noqa: B006 - typer reads the default once
+) -> None:
+    """Train clip-compact on the pre-training styles, then write weights and card."""
+    from vltune_lab.pretrain.card import publish
+    from vltune_lab.pretrain.clip import PretrainConfig, pretrain
+
+    mapping = apply_overrides(read_mapping(recipe) if recipe else {}, overrides)
+    config = from_mapping(PretrainConfig, mapping, str(recipe or "--set"))
+    state = pretrain(config, model_folder=out, work=work, device=device, workers=workers)
+    console.print_json(json.dumps(publish(state, config, out, device)))
