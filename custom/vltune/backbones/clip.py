@@ -9,7 +9,7 @@ import functools
 import hashlib
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import open_clip
@@ -72,7 +72,7 @@ class ClipBackbone:
     """
 
     name: str
-    model: nn.Module
+    model: nn.Module = field(repr=False)
     preprocess: Callable[[Any], Tensor]
     tokenizer: Any
     text_tower: TextTower
@@ -84,7 +84,7 @@ class ClipBackbone:
     fingerprint: str
     preprocess_fingerprint: str
     use_bfloat16: bool
-    _read_patches: PatchReader
+    _read_patches: PatchReader = field(repr=False)
 
     @property
     def num_patches(self) -> int:
