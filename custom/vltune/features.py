@@ -156,7 +156,10 @@ class FeatureCache:
         """Delete this backbone's store; the images are encoded again when next needed."""
         if self.folder.is_dir():
             with self._locked(lambda: False):
-                shutil.rmtree(self.folder)
+                # Moved first: a process that waits for the lock makes itself a new store.
+                doomed = self.folder.with_name(f".{self.folder.name}.{os.getpid()}")
+                self.folder.rename(doomed)
+                shutil.rmtree(doomed)
 
     def _digests(
         self, paths: Sequence[Path], read: Callable[[Path], Any], should_stop: Callable[[], bool]
