@@ -166,7 +166,7 @@ class FeatureCache:
     ) -> list[bytes]:
         def digest(path: Path) -> bytes:
             if should_stop():
-                raise EncodingStopped
+                raise EncodingStopped("stopped while encoding images")
             try:
                 return bytes.fromhex(sha256_file(path))
             except OSError:
@@ -205,7 +205,7 @@ class FeatureCache:
             for number, batch in enumerate(batches):
                 if should_stop():
                     pool.shutdown(cancel_futures=True)
-                    raise EncodingStopped
+                    raise EncodingStopped("stopped while encoding images")
                 images = torch.stack([future.result() for future in ahead])  # (B, 3, H, W)
                 following = batches[number + 1] if number + 1 < len(batches) else []
                 ahead = [pool.submit(prepare, digest) for digest in following]
@@ -263,7 +263,7 @@ class FeatureCache:
                 return handle
             os.close(handle)  # reopened below: its holder may be deleting the store
             if should_stop():
-                raise EncodingStopped
+                raise EncodingStopped("stopped while encoding images")
             time.sleep(_LOCK_POLL_SECONDS)
 
     def _open_lock(self) -> int:
