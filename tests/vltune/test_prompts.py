@@ -180,6 +180,40 @@ def test_tower_that_is_not_causal_takes_the_plain_path(clip_folder: Folder) -> N
         make(backbone, path="shared")
 
 
+@pytest.mark.slow  # transformers takes seconds to import
+def test_folder_with_its_own_tokenizer(clip_folder: Folder) -> None:
+    """A SigLIP folder: ids end with 1, are padded with 0, and nothing stands before the words."""
+    tokenizers = pytest.importorskip("tokenizers")
+    transformers = pytest.importorskip("transformers")
+    words = " ".join(("a photo of .", *CLASSNAMES, *CONDITIONS)).split()
+    ids = {word: i for i, word in enumerate(["<pad>", "</s>", "<unk>", *dict.fromkeys(words)])}
+    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(ids, unk_token="<unk>"))
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    inner.post_processor = tokenizers.processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
+    text = {
+        "hf_tokenizer_name": "nobody/offline",
+        "vocab_size": len(ids),
+        "no_causal_mask": True,
+        "pool_type": "last",
+    }
+    folder = clip_folder(custom_text=True, text_cfg=text)
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    ).save_pretrained(folder)
+    backbone = load_clip(BackboneConfig("t", str(folder)))
+    tower = backbone.text_tower
+    assert (tower.start_ids, tower.end_id, tower.pad_id) == ([], 1, 0)
+    prompts = make(backbone, class_length=4)
+    with torch.no_grad():
+        context = tower.embed(tower.word_ids("a photo of a"))
+        prompts.ctx_condition.copy_(context.repeat(5, 1, 1))
+        prompts.ctx_class.copy_(context)
+        expected = condition_text_features(backbone, CONDITIONS, CLASSNAMES)
+        torch.testing.assert_close(prompts(), expected, atol=1e-5, rtol=0)
+
+
 def test_prompt_as_long_as_the_context_fits_and_one_more_does_not(tiny_clip: ClipBackbone) -> None:
     """31 = SOS 1 + u 4 + "time of day" 3 + w 18 + "hot dog stand" 3 + "." 1 + EOS 1."""
     assert make(tiny_clip, class_length=18)().shape == (5, 7, 11)
