@@ -26,6 +26,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        # mkstemp makes files that only their owner may read; others get what the umask allows.
+        os.fchmod(handle, 0o666 & ~_umask())
         os.close(handle)
     except OSError as error:
         raise OutputError(
@@ -42,6 +44,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    """Read the process's umask; there is no call that reads it without setting it."""
+    current = os.umask(0o077)
+    os.umask(current)
+    return current
 
 
 def write_bytes_atomic(path: Path, content: bytes) -> None:

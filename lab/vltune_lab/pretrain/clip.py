@@ -101,10 +101,10 @@ def batch_loss(
     colour_texts = [article(f"{colour} {classnames[index]}") for _, index, colour in colours]
     distinct = {text: str(number) for number, text in enumerate(dict.fromkeys(colour_texts))}
     colours = [(row, index, distinct[text]) for (row, index, _), text in zip(colours, colour_texts, strict=True)]
-    texts = encode_phrases(
-        model, tokenizer, class_phrases(classnames, rng) + batch.captions + list(distinct)
-    )
-    phrases, captions, colour_features = texts.split([len(classnames), len(batch.captions), len(distinct)])
+    # Three passes, as captions are three times as long as phrases and all texts of a pass are padded.
+    phrases = encode_phrases(model, tokenizer, class_phrases(classnames, rng))
+    captions = encode_phrases(model, tokenizer, batch.captions)
+    colour_features = encode_phrases(model, tokenizer, list(distinct))
     tokens = model.visual.head(state.trunk(normalise_pixels(batch.images.to(device))))
     patch_features = F.normalize(tokens, dim=-1)
     similarity = patch_features @ phrases.T
