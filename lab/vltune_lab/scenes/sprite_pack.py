@@ -1,0 +1,181 @@
+"""Sprites of the asset pack: vendors' emoji drawings, one folder per style, one file per icon."""
+
+import csv
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import resvg_py
+from PIL import Image
+
+LONGEST_SIDE = 112
+"""Pixels of a sprite's longer side."""
+RENDER_SIDE = 4 * LONGEST_SIDE
+"""Pixels at which vector drawings are rendered before they are trimmed and reduced."""
+OPAQUE_FROM = 8
+"""Alpha values below this do not count as part of the drawing when it is trimmed."""
+
+
+class PackError(ValueError):
+    """The pack cannot be made from what was given."""
+
+
+@dataclass(frozen=True)
+class SpriteSource:
+    """One icon of one class.
+
+    Attributes:
+        classname: COCO name of the class.
+        index: Number of the icon within its class, the same in every style.
+        icon: Name of the icon.
+        drawings: style -> name of the drawing in that style's package; absent where unusable.
+    """
+
+    classname: str
+    index: int
+    icon: str
+    drawings: Mapping[str, str]
+
+
+class Tarball:
+    """An npm package as published."""
+
+    def __init__(self, path: Path, package: str) -> None:
+        if not path.is_file():
+            raise PackError(f"{path}: not found. Fetch it with `npm pack` ({package}) into that folder.")
+        self.path = path
+        self.package = package
+
+    @cached_property
+    def _archive(self) -> tarfile.TarFile:
+        return tarfile.open(self.path)
+
+    @cached_property
+    def _members(self) -> dict[str, tarfile.TarInfo]:
+        return {member.name: member for member in self._archive.getmembers()}
+
+    def read(self, member: str) -> bytes:
+        """Content of one member."""
+        info = self._members.get(member)
+        stream = self._archive.extractfile(info) if info is not None else None
+        if stream is None:
+            raise PackError(f"{self.path}: has no file {member}. Expected the package {self.package}.")
+        return stream.read()
+
+    @cached_property
+    def icons(self) -> dict[str, Any]:
+        """The icon collection (Iconify's JSON format) that the package holds."""
+        collection: dict[str, Any] = json.loads(self.read("package/icons.json"))
+        return collection
+
+
+def read_sprite_sources(path: Path, styles: Sequence[str]) -> list[SpriteSource]:
+    """Read the table of classes and icons (columns class, index, icon, then one per style)."""
+    with path.open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    return [
+        SpriteSource(
+            row["class"],
+            int(row["index"]),
+            row["icon"],
+            {style: row[style] for style in styles if row.get(style)},
+        )
+        for row in rows
+    ]
+
+
+def pack_sprites(
+    out: Path,
+    styles: Mapping[str, Mapping[str, str]],
+    sources: Sequence[SpriteSource],
+    open_tarball: Callable[[Mapping[str, str]], Tarball],
+) -> dict[str, Any]:
+    """Write every sprite under `out`/<style>/ and return the manifest.
+
+    Args:
+        out: Folder of the sprites.
+        styles: style -> its entry in sources.json.
+        sources: What to draw.
+        open_tarball: From an entry of sources.json to the package.
+    """
+    packed: dict[str, Any] = {}
+    for style, entry in styles.items():
+        tarball = open_tarball(entry)
+        (out / style).mkdir(parents=True, exist_ok=True)
+        sprites = [
+            _write_sprite(out, style, source, read_drawing(tarball, entry["member"], source.drawings[style]))
+            for source in sources
+            if style in source.drawings
+        ]
+        packed[style] = {"licence": entry["licence"], "source": entry["package"], "sprites": sprites}
+    classes = list(dict.fromkeys(source.classname for source in sources))
+    return {"version": 1, "classes": classes, "styles": packed}
+
+
+def read_drawing(tarball: Tarball, member: str, name: str) -> Image.Image:
+    """One drawing as RGBA at its native size (raster) or `RENDER_SIDE` (vector)."""
+    if member.endswith("icons.json"):
+        return render_svg(_iconify_svg(tarball, name))
+    content = tarball.read(member.format(icon=name))
+    if member.endswith(".svg"):
+        return render_svg(content.decode("utf-8"))
+    with Image.open(io.BytesIO(content)) as image:
+        return image.convert("RGBA")
+
+
+def _iconify_svg(tarball: Tarball, name: str) -> str:
+    collection = tarball.icons
+    if name not in collection["icons"]:
+        raise PackError(f"{tarball.path}: has no icon {name!r}. Expected the package {tarball.package}.")
+    icon = collection["icons"][name]
+    box = [icon.get("left", 0), icon.get("top", 0)]
+    box += [icon.get(key, collection.get(key, 16)) for key in ("width", "height")]
+    view = " ".join(str(value) for value in box)
+    return (
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        f'viewBox="{view}" width="{box[2]}" height="{box[3]}">{icon["body"]}</svg>'
+    )
+
+
+def render_svg(svg: str) -> Image.Image:
+    """Rasterise an SVG text at a width of `RENDER_SIDE` pixels, RGBA."""
+    png = resvg_py.svg_to_bytes(svg_string=svg, width=RENDER_SIDE, skip_system_fonts=True)
+    with Image.open(io.BytesIO(bytes(png))) as image:
+        return image.convert("RGBA")
+
+
+def trim_and_fit(image: Image.Image) -> Image.Image:
+    """Cut away the transparent border and scale so that the longer side is `LONGEST_SIDE`."""
+    rows, columns = np.nonzero(np.asarray(image)[..., 3] >= OPAQUE_FROM)
+    if rows.size == 0:
+        raise PackError("a drawing is entirely transparent; take it out of sprite_sources.csv")
+    box = (int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1)
+    cut = image.crop(box).convert("RGBa")
+    scale = LONGEST_SIDE / max(cut.size)
+    size = (max(1, round(cut.width * scale)), max(1, round(cut.height * scale)))
+    return cut.resize(size, Image.Resampling.LANCZOS).convert("RGBA")
+
+
+def _write_sprite(out: Path, style: str, source: SpriteSource, drawing: Image.Image) -> dict[str, Any]:
+    sprite = trim_and_fit(drawing)
+    buffer = io.BytesIO()
+    sprite.save(buffer, "WEBP", quality=90, alpha_quality=100, method=4)
+    slug = source.classname.replace(" ", "-")
+    file = f"{style}/{slug}_{source.index}.webp"
+    (out / file).write_bytes(buffer.getvalue())
+    return {
+        "class": source.classname,
+        "file": file,
+        "index": source.index,
+        "width": sprite.width,
+        "height": sprite.height,
+        "icon": source.drawings[style],
+        "sha256": hashlib.sha256(buffer.getvalue()).hexdigest(),
+    }
