@@ -20,12 +20,12 @@ from vltune.conditions import ConditionSet, conditions_from_mapping
 from vltune.config import from_mapping
 from vltune.data.multilabel import MultiLabelSamples, load_coco_instances, read_image
 from vltune.evaluation import SiteEvaluation, evaluate_scores, predict_scores
-from vltune.features import FeatureCache, FeatureSet
+from vltune.features import EncodingStopped, FeatureCache, FeatureSet
 from vltune.parameters import LocalUpdate, apply_shared, personal_state, shared_state, spec_of
 from vltune.participant import Evaluation, Handshake, ShouldStop
 from vltune.seed import derive_seed
 from vltune.site_config import SiteConfig, Split
-from vltune.training import TrainingConfig, local_train
+from vltune.training import TrainingConfig, TrainingStopped, local_train
 
 log = logging.getLogger(__name__)
 
@@ -230,12 +230,15 @@ class MultiLabelParticipant:
             rename=self.site.rename,
             on_bad_image=self.site.on_bad_image,
         )
-        features = cache.encode(
-            samples.image_paths,
-            read_image,
-            batch_size=self.job.encode_batch_size,
-            should_stop=should_stop,
-        )
+        try:
+            features = cache.encode(
+                samples.image_paths,
+                read_image,
+                batch_size=self.job.encode_batch_size,
+                should_stop=should_stop,
+            )
+        except EncodingStopped as stopped:
+            raise TrainingStopped(str(stopped)) from stopped
         return EncodedSplit(samples, features, torch.from_numpy(samples.labels.astype("int64")))
 
     def _measure(self, model: Any, split: EncodedSplit) -> SiteEvaluation:
