@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vltune.files import write_bytes_atomic, write_json_atomic
+from vltune.files import write_bytes_atomic
+from vltune_lab.scenes.background_pack import pack_backgrounds, read_crops
 from vltune_lab.scenes.library import PACKAGED_ASSETS
 from vltune_lab.scenes.sprite_pack import PackError, Tarball, pack_sprites, read_sprite_sources
 
@@ -76,17 +77,13 @@ def _pack_sprites(
 ) -> None:
     sources = read_sprite_sources(PACKAGED_ASSETS / "sprite_sources.csv", list(styles))
     manifest = pack_sprites(out, styles, sources, lambda entry: tarballs[entry["tarball"]])
-    write_json_atomic(out / "manifest.json", manifest)
+    write_bytes_atomic(out / "manifest.json", json.dumps(manifest).encode())
 
 
-def _pack_backgrounds(
-    out: Path, entry: Mapping[str, str], tarballs: Mapping[str, Tarball]
-) -> None:
-    from vltune_lab.scenes.background_pack import pack_backgrounds, read_crops  # needs OpenEXR
-
+def _pack_backgrounds(out: Path, entry: Mapping[str, str], tarballs: Mapping[str, Tarball]) -> None:
     crops = read_crops(PACKAGED_ASSETS / "background_crops.csv")
     manifest = pack_backgrounds(out, crops, tarballs[entry["tarball"]], entry["member"])
-    write_json_atomic(out / "manifest.json", manifest)
+    write_bytes_atomic(out / "manifest.json", json.dumps(manifest).encode())
 
 
 ATTRIBUTION_HEAD = """# Attribution of the asset pack

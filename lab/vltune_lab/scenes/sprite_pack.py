@@ -11,16 +11,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import resvg_py
 from PIL import Image
 
 LONGEST_SIDE = 112
 """Pixels of a sprite's longer side."""
-RENDER_SIDE = 4 * LONGEST_SIDE
+RENDER_SIDE = 256
 """Pixels at which vector drawings are rendered before they are trimmed and reduced."""
-OPAQUE_FROM = 8
-"""Alpha values below this do not count as part of the drawing when it is trimmed."""
 
 
 class PackError(ValueError):
@@ -49,13 +45,20 @@ class Tarball:
 
     def __init__(self, path: Path, package: str) -> None:
         if not path.is_file():
-            raise PackError(f"{path}: not found. Fetch it with `npm pack` ({package}) into that folder.")
+            raise PackError(
+                f"{path}: not found. Fetch it with `npm pack` ({package}) into that folder."
+            )
         self.path = path
         self.package = package
 
     @cached_property
     def _archive(self) -> tarfile.TarFile:
-        return tarfile.open(self.path)
+        try:
+            return tarfile.open(self.path)
+        except tarfile.TarError as error:
+            raise PackError(
+                f"{self.path}: cannot be read ({error}). Fetch {self.package} again."
+            ) from error
 
     @cached_property
     def _members(self) -> dict[str, tarfile.TarInfo]:
@@ -66,7 +69,9 @@ class Tarball:
         info = self._members.get(member)
         stream = self._archive.extractfile(info) if info is not None else None
         if stream is None:
-            raise PackError(f"{self.path}: has no file {member}. Expected the package {self.package}.")
+            raise PackError(
+                f"{self.path}: has no file {member}. Expected the package {self.package}."
+            )
         return stream.read()
 
     @cached_property
@@ -74,6 +79,15 @@ class Tarball:
         """The icon collection (Iconify's JSON format) that the package holds."""
         collection: dict[str, Any] = json.loads(self.read("package/icons.json"))
         return collection
+
+    def icon_name(self, name: str) -> str:
+        """Key in `icons` of an icon given by its name, an alias or a code point (U+...)."""
+        if name.startswith("U+"):
+            point = name.removeprefix("U+").lower()
+            points: dict[str, str] = json.loads(self.read("package/chars.json"))
+            name = points.get(point) or points.get(f"{point}-fe0f") or name
+        alias = self.icons.get("aliases", {}).get(name)
+        return name if name in self.icons["icons"] or alias is None else str(alias["parent"])
 
 
 def read_sprite_sources(path: Path, styles: Sequence[str]) -> list[SpriteSource]:
@@ -110,11 +124,13 @@ def pack_sprites(
         tarball = open_tarball(entry)
         (out / style).mkdir(parents=True, exist_ok=True)
         sprites = [
-            _write_sprite(out, style, source, read_drawing(tarball, entry["member"], source.drawings[style]))
+            _write_sprite(
+                out, style, source, read_drawing(tarball, entry["member"], source.drawings[style])
+            )
             for source in sources
             if style in source.drawings
         ]
-        packed[style] = {"licence": entry["licence"], "source": entry["package"], "sprites": sprites}
+        packed[style] = {"sprites": sprites}
     classes = list(dict.fromkeys(source.classname for source in sources))
     return {"version": 1, "classes": classes, "styles": packed}
 
@@ -124,7 +140,7 @@ def read_drawing(tarball: Tarball, member: str, name: str) -> Image.Image:
     if member.endswith("icons.json"):
         return render_svg(_iconify_svg(tarball, name))
     content = tarball.read(member.format(icon=name))
-    if member.endswith(".svg"):
+    if name.endswith(".svg"):
         return render_svg(content.decode("utf-8"))
     with Image.open(io.BytesIO(content)) as image:
         return image.convert("RGBA")
@@ -132,8 +148,11 @@ def read_drawing(tarball: Tarball, member: str, name: str) -> Image.Image:
 
 def _iconify_svg(tarball: Tarball, name: str) -> str:
     collection = tarball.icons
+    name = tarball.icon_name(name)
     if name not in collection["icons"]:
-        raise PackError(f"{tarball.path}: has no icon {name!r}. Expected the package {tarball.package}.")
+        raise PackError(
+            f"{tarball.path}: has no icon {name!r}. Expected the package {tarball.package}."
+        )
     icon = collection["icons"][name]
     box = [icon.get("left", 0), icon.get("top", 0)]
     box += [icon.get(key, collection.get(key, 16)) for key in ("width", "height")]
@@ -146,6 +165,10 @@ def _iconify_svg(tarball: Tarball, name: str) -> str:
 
 def render_svg(svg: str) -> Image.Image:
     """Rasterise an SVG text at a width of `RENDER_SIDE` pixels, RGBA."""
+    try:
+        import resvg_py  # only the maintainer's script needs it
+    except ImportError as error:
+        raise PackError("drawing vectors needs the wheel: pip install resvg-py") from error
     png = resvg_py.svg_to_bytes(svg_string=svg, width=RENDER_SIDE, skip_system_fonts=True)
     with Image.open(io.BytesIO(bytes(png))) as image:
         return image.convert("RGBA")
@@ -153,20 +176,21 @@ def render_svg(svg: str) -> Image.Image:
 
 def trim_and_fit(image: Image.Image) -> Image.Image:
     """Cut away the transparent border and scale so that the longer side is `LONGEST_SIDE`."""
-    rows, columns = np.nonzero(np.asarray(image)[..., 3] >= OPAQUE_FROM)
-    if rows.size == 0:
+    box = image.getchannel("A").getbbox()
+    if box is None:
         raise PackError("a drawing is entirely transparent; take it out of sprite_sources.csv")
-    box = (int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1)
-    cut = image.crop(box).convert("RGBa")
+    cut = image.crop(box)
     scale = LONGEST_SIDE / max(cut.size)
     size = (max(1, round(cut.width * scale)), max(1, round(cut.height * scale)))
-    return cut.resize(size, Image.Resampling.LANCZOS).convert("RGBA")
+    return cut.resize(size, Image.Resampling.LANCZOS)
 
 
-def _write_sprite(out: Path, style: str, source: SpriteSource, drawing: Image.Image) -> dict[str, Any]:
+def _write_sprite(
+    out: Path, style: str, source: SpriteSource, drawing: Image.Image
+) -> dict[str, Any]:
     sprite = trim_and_fit(drawing)
     buffer = io.BytesIO()
-    sprite.save(buffer, "WEBP", quality=90, alpha_quality=100, method=4)
+    sprite.save(buffer, "WEBP", quality=90)
     slug = source.classname.replace(" ", "-")
     file = f"{style}/{slug}_{source.index}.webp"
     (out / file).write_bytes(buffer.getvalue())
@@ -174,8 +198,6 @@ def _write_sprite(out: Path, style: str, source: SpriteSource, drawing: Image.Im
         "class": source.classname,
         "file": file,
         "index": source.index,
-        "width": sprite.width,
-        "height": sprite.height,
         "icon": source.drawings[style],
         "sha256": hashlib.sha256(buffer.getvalue()).hexdigest(),
     }
