@@ -1,0 +1,58 @@
+"""`vltune bench`: measure, and bring the README's tables up to date."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from vltune_lab.bench import tables as readme_tables
+from vltune_lab.bench.provenance import provenance
+from vltune_lab.bench.results import RESULTS_FOLDER, load_results, write_results
+
+bench_app = typer.Typer(help="Measurements and the tables made from them.", no_args_is_help=True)
+
+Quick = Annotated[bool, typer.Option("--quick", help="Small, to see that it runs.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `vltune`."""
+    app.add_typer(bench_app, name="bench")
+
+
+@bench_app.command("speed")
+def speed(
+    quick: Quick = False,
+    out: Annotated[Path, typer.Option(help="Result file.")] = RESULTS_FOLDER / "speed.json",
+) -> None:
+    """FedMPT's training step against the published dataflow."""
+    from vltune_lab.bench.speed import run_speed
+
+    rows = run_speed(quick)
+    command = "vltune bench speed" + (" --quick" if quick else "")
+    path = write_results(out, {"benchmark": "speed", **provenance(command), "rows": rows})
+    show(path)
+
+
+@bench_app.command("tables")
+def tables(
+    check: Annotated[bool, typer.Option("--check", help="Only say whether they differ.")] = False,
+    readme: Annotated[Path, typer.Option(help="File with table markers.")] = Path("README.md"),
+    results: Annotated[Path, typer.Option(help="Folder of result files.")] = RESULTS_FOLDER,
+) -> None:
+    """Rewrite the README's tables from the result files."""
+    if check:
+        readme_tables.check(readme, results)
+        return
+    changed = readme_tables.rewrite(readme, results)
+    text = f"{readme}: {', '.join(changed) or 'nothing'} changed"
+    Console().print(text, highlight=False, soft_wrap=True)
+
+
+def show(path: Path) -> None:
+    """Print a result file as a table, and where it is."""
+    console = Console()
+    console.print(
+        readme_tables.table_of(load_results(path)), highlight=False, markup=False, soft_wrap=True
+    )
+    console.print(str(path), highlight=False, soft_wrap=True)
