@@ -13,6 +13,8 @@ from vltune_lab.report.markup import Markup, tag
 PIXELS = 168
 HEAT = (255, 106, 0)
 FULL_HEAT = 0.82
+DIMMED = 0.75
+"""Brightness left to the image below a map, so that the colour stands out on white too."""
 LEAST_PEAK = 2.0
 """A map whose strongest patch has less than this times an even share is drawn faintly, as it is."""
 
@@ -36,6 +38,7 @@ def overlay(image_png: bytes, mass: Sequence[Sequence[float]]) -> bytes:
     with Image.open(io.BytesIO(image_png)) as opened:
         size = _shown_size(opened.size)
         grey = opened.convert("L").resize(size, Image.Resampling.BICUBIC)
+    grey = grey.point(lambda level: round(DIMMED * level))
     strength = Image.fromarray((heat(mass) * FULL_HEAT * 255).astype(np.uint8))
     picture = Image.merge("RGB", [grey] * 3)
     picture.paste(HEAT, mask=strength.resize(size, Image.Resampling.NEAREST))

@@ -120,6 +120,7 @@ td:first-child { min-width: 4.6em; }
 .card .row { grid-template-columns: 7em 1fr auto; }
 .card table { font-size: .87rem; }
 .card th, .card td { padding: 2px 10px 2px 0; }
+.card th.number { min-width: 0; white-space: nowrap; }
 .card {
   background: var(--panel); border: 1px solid var(--line); border-radius: 8px; padding: 14px;
 }
@@ -132,4 +133,10 @@ figcaption { font-size: .87rem; line-height: 1.3; margin-top: 3px; }
 details { margin-top: 12px; }
 summary { cursor: pointer; color: var(--federated); }
 .pairs { margin-bottom: 14px; }
+@media (max-width: 480px) {
+  table { font-size: .85rem; }
+  th, td { padding-right: 8px; }
+  td:first-child, th.number { min-width: 0; }
+  td:first-child { min-width: 3.7em; }
+}
 """
