@@ -1,7 +1,6 @@
 """The lab's commands of `vltune`."""
 
 import json
-import shutil
 import time
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +10,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from vltune.config import apply_overrides, from_mapping, load_config, read_mapping
+from vltune_lab.bench.commands import register as register_bench
+from vltune_lab.report.commands import register as register_report
 
 console = Console()
 scenes_app = typer.Typer(help="The embedded world.", no_args_is_help=True)
@@ -23,6 +24,8 @@ def register(app: typer.Typer) -> None:
     """Add the lab's commands; called through the entry point group `vltune.commands`."""
     app.add_typer(scenes_app, name="scenes")
     app.add_typer(pretrain_app, name="pretrain")
+    register_report(app)
+    register_bench(app)
 
 
 @scenes_app.command("make")
