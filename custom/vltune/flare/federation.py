@@ -1,0 +1,73 @@
+"""What the server needs to know of a job: rounds, quorum, timeouts, what it accepts."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from vltune.seed import derive_seed, torch_generator
+
+WeightBy = Literal["num_examples", "uniform"]
+
+
+class FederationError(ValueError):
+    """A federation cannot go on; the message says which sites did what."""
+
+
+@dataclass(frozen=True)
+class FederationConfig:
+    """The key `federation` of a job.
+
+    Attributes:
+        rounds: Rounds in total, those of a resumed run included.
+        min_sites: Accepted updates (and sites that pass the handshake) below which the job ends.
+        round_timeout_seconds: A site that has not answered by then is left out of the round.
+        prepare_timeout_seconds: The same before round 0, where sites encode their images.
+        weight_by: Weights of the average; num_examples as in the paper, or uniform.
+        max_update_norm: Euclidean distance from the global model beyond which updates are refused.
+        participation: Share of the sites asked in each round, drawn from the run's seed.
+        poll_seconds: How often an idle site asks for work; each round waits about as long for it.
+        tensorboard: Stream the documented metrics to TensorBoard files at the server.
+    """
+
+    rounds: int
+    min_sites: int = 1
+    round_timeout_seconds: float = 600.0
+    prepare_timeout_seconds: float = 3600.0
+    weight_by: WeightBy = "num_examples"
+    max_update_norm: float = 1000.0
+    participation: float = 1.0
+    poll_seconds: float = 0.1
+    tensorboard: bool = True
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1 or self.min_sites < 1:
+            raise ValueError(
+                f"rounds and min_sites must be >= 1, got {self.rounds} and {self.min_sites}"
+            )
+        for name in (
+            "round_timeout_seconds",
+            "prepare_timeout_seconds",
+            "max_update_norm",
+            "poll_seconds",
+        ):
+            value = getattr(self, name)
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name} must be positive and finite, got {value}")
+        if not 0 < self.participation <= 1:
+            raise ValueError(f"participation must be in (0, 1], got {self.participation}")
+
+
+def sites_of_round(
+    sites: Sequence[str], config: FederationConfig, run_seed: int, round_number: int
+) -> list[str]:
+    """Draw the sites of one round, never fewer than `min_sites`; sorted by name."""
+    wanted = max(config.min_sites, math.ceil(config.participation * len(sites) - 1e-9))
+    ordered = sorted(sites)
+    if wanted >= len(ordered):
+        return ordered
+    generator = torch_generator(derive_seed(run_seed, "server", round_number, "participation"))
+    chosen = torch.randperm(len(ordered), generator=generator)[:wanted]
+    return sorted(ordered[int(index)] for index in chosen)

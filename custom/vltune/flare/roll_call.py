@@ -1,0 +1,136 @@
+"""Before round 0: do all sites mean the same model, classes and preprocessing?"""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from vltune.flare.federation import FederationError
+from vltune.parameters import SharedSpec, describe_difference
+from vltune.participant import Handshake
+
+SHOWN_HASH = 12
+
+
+@dataclass(frozen=True)
+class RollCall:
+    """Who takes part.
+
+    Attributes:
+        reference: The handshake of the agreeing sites, that of the first by name.
+        sites: Agreeing sites, sorted.
+        left_out: Site -> readable reason.
+        num_examples: Agreeing site -> training images it announced.
+    """
+
+    reference: Handshake
+    sites: tuple[str, ...]
+    left_out: dict[str, str]
+    num_examples: dict[str, int] = field(default_factory=dict)
+
+
+def compare_sites(
+    handshakes: Mapping[str, Handshake],
+    failed: Mapping[str, str],
+    min_sites: int,
+    required: SharedSpec | None = None,
+) -> RollCall:
+    """Keep the largest group of sites that agree in every point; name what the others differ in.
+
+    Args:
+        handshakes: Site -> what it showed.
+        failed: Site -> why it showed nothing.
+        min_sites: Fewest sites to go on with.
+        required: Shared tensors of the adapter that the run continues from, if any.
+
+    Raises:
+        FederationError: Two groups are equally large, or fewer than `min_sites` agree.
+    """
+    left_out = dict(failed)
+    groups: dict[str, list[str]] = defaultdict(list)
+    for site in sorted(handshakes):
+        reason = _unusable(handshakes[site], required)
+        if reason:
+            left_out[site] = reason
+        else:
+            groups[_fingerprint(handshakes[site])].append(site)
+    if not groups:
+        raise FederationError(f"no site can take part: {describe_sites(left_out)}")
+    ordered = sorted(groups.values(), key=lambda names: (-len(names), names))
+    reference = handshakes[ordered[0][0]]
+    if len(ordered) > 1 and len(ordered[0]) == len(ordered[1]):
+        first, second = ordered[0], ordered[1]
+        difference = describe_handshakes(reference, handshakes[second[0]])
+        raise FederationError(
+            f"sites disagree and neither side is a majority: {', '.join(first)} against "
+            f"{', '.join(second)}: {difference}"
+        )
+    for names in ordered[1:]:
+        for site in names:
+            left_out[site] = "differs from the majority: " + describe_handshakes(
+                reference, handshakes[site]
+            )
+    if len(ordered[0]) < min_sites:
+        raise FederationError(
+            f"{len(ordered[0])} of {len(handshakes) + len(failed)} sites can take part, min_sites "
+            f"is {min_sites}: {describe_sites(left_out)}"
+        )
+    return RollCall(
+        reference,
+        tuple(ordered[0]),
+        left_out,
+        {site: handshakes[site].num_examples for site in ordered[0]},
+    )
+
+
+def describe_sites(reasons: Mapping[str, str]) -> str:
+    """One line of `site: reason`, sorted by site."""
+    return "; ".join(f"{site}: {reasons[site]}" for site in sorted(reasons)) or "nobody answered"
+
+
+def describe_handshakes(expected: Handshake, got: Handshake) -> str:
+    """Readable difference of two handshakes."""
+    parts = []
+    tensors = describe_difference(expected.spec, got.spec)
+    if tensors:
+        parts.append(f"shared tensors ({tensors})")
+    for name in sorted(expected.facts.keys() | got.facts.keys()):
+        ours, theirs = expected.facts.get(name, "nothing"), got.facts.get(name, "nothing")
+        if ours != theirs:
+            parts.append(f"{name} (expected {_short(ours)}, got {_short(theirs)})")
+    if not parts and _fingerprint(expected) != _fingerprint(got):
+        parts.append(
+            f"initial tensors (expected {_short(expected.initial_hash)}, got "
+            f"{_short(got.initial_hash)}: another seed or library version)"
+        )
+    return ", ".join(parts)
+
+
+def _short(text: str) -> str:
+    is_hash = len(text) == hashlib.sha256().digest_size * 2
+    return text[:SHOWN_HASH] + "..." if is_hash else text
+
+
+def _unusable(handshake: Handshake, required: SharedSpec | None) -> str:
+    if handshake.num_examples < 1:
+        return "has no training images"
+    if required is not None:
+        difference = describe_difference(required, handshake.spec)
+        if difference:
+            return f"does not fit the adapter that the run continues from: {difference}"
+    return ""
+
+
+def _fingerprint(handshake: Handshake) -> str:
+    digest = hashlib.sha256(repr(sorted(handshake.facts.items())).encode())
+    digest.update(handshake.initial_hash.encode())
+    for name in sorted(handshake.initial):
+        digest.update(f"{name}{tuple(handshake.initial[name].shape)}".encode())
+        digest.update(_bytes(handshake.initial[name]))
+    return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.contiguous().numpy().tobytes()

@@ -1,0 +1,126 @@
+"""A real participant without images: a linear multi-label model on numbers read from a file.
+
+Shared: weight (C, D) and bias (C,). Personal: offset (D,), added to the inputs of this site. The
+job's `trouble` ({site: [round, kind]}) makes a site misbehave, to test what the others see of it.
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import vltune
+from vltune.evaluation import evaluate_scores
+from vltune.parameters import LocalUpdate, ParameterError, spec_of
+from vltune.participant import Evaluation, Handshake, ShouldStop, TrainingStopped
+from vltune.seed import derive_seed, torch_generator
+from vltune.site_config import SiteConfig
+
+MARKER = 0.123456789
+"""Value of the personal tensor at the start: its bytes must never be on the wire."""
+
+
+class LinearSite:
+    """One site."""
+
+    def __init__(self, job: Mapping[str, Any], site: SiteConfig, name: str, state: Path) -> None:
+        self.job, self.site, self.name = job, site, name
+        self.offset = torch.full((5,), MARKER)
+        (state / "package.txt").write_text(vltune.__file__)
+        with (state / "tasks.txt").open("a") as stream:
+            stream.write(f"{os.getpid()} built\n")
+
+    def prepare(self, should_stop: ShouldStop) -> Handshake:
+        self._trouble(-1)
+        self.x, self.y = self._read(self.site.train.annotations)
+        self.vx, self.vy = self._read(self.site.validation.annotations)
+        if not len(self.x):
+            raise ParameterError(f"{self.site.train.annotations}: no examples. Add some.")
+        seed = derive_seed(self.job["seed"], "model", 0)
+        generator = torch_generator(seed + (self.job.get("other_start") == self.name))
+        initial = {"bias": torch.zeros(3), "weight": torch.randn(3, 5, generator=generator)}
+        digest = hashlib.sha256(b"".join(v.numpy().tobytes() for v in initial.values()))
+        facts = {"vltune": vltune.__version__, "class_list": self.job.get("classes", "abc")}
+        return Handshake(
+            spec_of(initial), initial, digest.hexdigest(), len(self.x), len(self.vx), facts
+        )
+
+    def evaluate(self, shared: dict[str, Tensor]) -> Evaluation:
+        scores = torch.sigmoid((self.vx + self.offset) @ shared["weight"].T + shared["bias"])
+        result = evaluate_scores(
+            scores.double().numpy(), self.vy.numpy().astype(np.int8), min_cell=2
+        )
+        return Evaluation({"mAP": float(result.metrics.mAP)}, result.histograms.to_tensors())
+
+    def train(
+        self, shared: dict[str, Tensor], round_number: int, should_stop: ShouldStop
+    ) -> LocalUpdate:
+        self._trouble(round_number, should_stop)
+        weight, bias = shared["weight"].clone(), shared["bias"].clone()
+        generator = torch_generator(derive_seed(self.job["seed"], self.name, round_number))
+        losses = []
+        for index in torch.randperm(len(self.x), generator=generator).tolist():
+            if should_stop():
+                raise TrainingStopped("stopped in the batch loop")
+            x = self.x[index] + self.offset
+            error = torch.sigmoid(weight @ x + bias) - self.y[index]
+            losses.append(float(error.square().mean()))
+            step = self.job["learning_rate"] * error
+            self.offset = self.offset - 0.1 * (step @ weight)
+            weight, bias = weight - torch.outer(step, x), bias - step
+        tensors = self._spoil({"bias": bias, "weight": weight}, round_number)
+        metrics = {"loss": sum(losses) / len(losses), "steps": float(len(losses))}
+        return LocalUpdate(tensors, len(self.x), metrics | {"seconds_train": 0.0})
+
+    def personal_state(self) -> dict[str, Tensor]:
+        return {"offset": self.offset}
+
+    def load_personal_state(self, tensors: dict[str, Tensor]) -> None:
+        self.offset = tensors["offset"]
+
+    def _read(self, path: Path) -> tuple[Tensor, Tensor]:
+        content = json.loads(path.read_text())
+        return torch.tensor(content["x"]), torch.tensor(content["y"])
+
+    def _kind(self, round_number: int) -> str:
+        when, kind = self.job.get("trouble", {}).get(self.name, [-2, ""])
+        return str(kind) if when == round_number else ""
+
+    def _trouble(self, round_number: int, should_stop: ShouldStop = lambda: False) -> None:
+        kind = self._kind(round_number)
+        if kind == "exit":
+            os._exit(9)
+        if kind == "raise":
+            raise RuntimeError("patient 4711 has a secret")
+        if kind == "value":
+            raise ParameterError(f"{self.site.train.annotations}: row 3 is wrong. Mend it.")
+        if kind == "slow":
+            for _ in range(600):
+                if should_stop():
+                    raise TrainingStopped("stopped while slow")
+                time.sleep(0.05)
+
+    def _spoil(self, tensors: dict[str, Tensor], round_number: int) -> dict[str, Tensor]:
+        kind = self._kind(round_number)
+        if kind == "nan":
+            tensors["bias"][1] = torch.nan
+        if kind == "leak":
+            tensors["offset"] = self.offset
+        if kind == "huge":
+            tensors["weight"] = tensors["weight"] * 1e6
+        return tensors
+
+
+def build_participant(
+    job: Mapping[str, Any], site: SiteConfig, site_name: str, state_dir: Path, threads: int
+) -> LinearSite:
+    """Build the site; the executor finds this function by its dotted path."""
+    torch.set_num_threads(threads)
+    return LinearSite(job, site, site_name, state_dir)
