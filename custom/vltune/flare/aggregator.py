@@ -1,0 +1,166 @@
+"""Weighted mean of the sites' shared tensors; what is not in order is refused, with the reason."""
+
+from collections.abc import Mapping
+
+import torch
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import Shareable
+from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
+from nvflare.app_common.aggregators.model_aggregator import ModelAggregator
+from nvflare.app_common.utils.fl_model_utils import FLModelUtils
+from torch import Tensor
+
+from vltune.flare.exchange import ExchangeError, read_update, to_arrays
+from vltune.flare.federation import WeightBy
+from vltune.histograms import HistogramError
+from vltune.parameters import LocalUpdate, ParameterError, check_shared, spec_of, update_norm
+
+META_SITE = "client_name"
+"""Where FLARE's own controllers put the sender's name."""
+
+
+class RejectedUpdateError(ValueError):
+    """A site's update was refused; the round goes on without it."""
+
+
+class ValidatingAggregator(ModelAggregator):
+    """FedAvg over full shared tensors under a strict key set.
+
+    x = sum_s w_s x_s / sum_s w_s, w_s = num_examples or 1. Updates are kept until the end of the
+    round, sorted by site and accumulated in fp64, so that the order of arrival cannot change a bit
+    and one site alone gets back exactly what it sent.
+
+    Args:
+        weight_by: Weights of the mean.
+        max_update_norm: Euclidean distance from the global model beyond which an update is refused.
+    """
+
+    def __init__(
+        self, weight_by: WeightBy = "num_examples", max_update_norm: float = 1000.0
+    ) -> None:
+        super().__init__()
+        self.weight_by = weight_by
+        self.max_update_norm = max_update_norm
+        self._updates: dict[str, LocalUpdate] = {}
+        self._global: dict[str, Tensor] = {}
+        self._round: int | None = None
+        self._announced: dict[str, int] = {}
+
+    def start_round(
+        self,
+        round_number: int,
+        global_tensors: Mapping[str, Tensor],
+        announced: Mapping[str, int] | None = None,
+    ) -> None:
+        """Forget earlier updates and set what this round's are measured against.
+
+        Args:
+            round_number: Updates of another round are refused.
+            global_tensors: The model that was sent out.
+            announced: Site -> training images it named before round 0; others are refused.
+        """
+        self.reset_stats()
+        self._round = round_number
+        self._global = dict(global_tensors)
+        self._announced = dict(announced or {})
+
+    def accept(self, shareable: Shareable, fl_ctx: FLContext) -> bool:
+        """Take an update on FLARE's ScatterAndGather path, where raising would end the round."""
+        self.fl_ctx = fl_ctx
+        peer = fl_ctx.get_peer_context()
+        try:
+            model = FLModelUtils.from_shareable(shareable)
+            model.meta[META_SITE] = peer.get_identity_name() if peer else ""
+            self.accept_model(model)
+        except (RejectedUpdateError, ExchangeError) as error:
+            self.warning(str(error))
+            return False
+        return True
+
+    def accept_model(self, model: FLModel) -> LocalUpdate:
+        """Check one update and keep it.
+
+        Raises:
+            RejectedUpdateError: Anything is not as agreed; the message names site and reason.
+        """
+        site = str(model.meta.get(META_SITE) or "")
+        if not site:
+            raise RejectedUpdateError("update without a sender")
+        try:
+            self._check_sender(site, model)
+            update = read_update(model, site)
+            self._check_values(site, update)
+        except (ExchangeError, HistogramError, ParameterError) as error:
+            raise RejectedUpdateError(str(error)) from error
+        self._updates[site] = update
+        return update
+
+    def _check_sender(self, site: str, model: FLModel) -> None:
+        if self._round is None:
+            raise RejectedUpdateError(f"{site}: update before the first round")
+        if model.current_round != self._round:
+            raise RejectedUpdateError(
+                f"{site}: update of round {model.current_round}, this is round {self._round}"
+            )
+        if site in self._updates:
+            raise RejectedUpdateError(f"{site}: second update in round {self._round}")
+        if self._announced and site not in self._announced:
+            raise RejectedUpdateError(f"{site}: does not take part in this run")
+        if model.params_type != ParamsType.FULL:
+            raise RejectedUpdateError(f"{site}: expected full shared tensors")
+
+    def _check_values(self, site: str, update: LocalUpdate) -> None:
+        check_shared(spec_of(self._global), update.tensors, site)
+        if update.num_examples < 1:
+            raise RejectedUpdateError(f"{site}: num_examples is {update.num_examples}, not >= 1")
+        announced = self._announced.get(site, update.num_examples)
+        if update.num_examples != announced:
+            raise RejectedUpdateError(
+                f"{site}: num_examples is {update.num_examples}, but it announced {announced}"
+            )
+        norm = update_norm(update.tensors, self._global)
+        if norm > self.max_update_norm:
+            raise RejectedUpdateError(
+                f"{site}: the update's norm is {norm:.6g}, max_update_norm is "
+                f"{self.max_update_norm:.6g}"
+            )
+
+    @property
+    def accepted(self) -> dict[str, LocalUpdate]:
+        """Updates of this round by site, sorted."""
+        return {site: self._updates[site] for site in sorted(self._updates)}
+
+    def average(self) -> dict[str, Tensor]:
+        """The weighted mean of the accepted updates, fp32; without any, the global model itself."""
+        updates = self.accepted
+        if not updates:
+            return dict(self._global)
+        return weighted_mean(
+            [update.tensors for update in updates.values()],
+            [u.num_examples if self.weight_by == "num_examples" else 1 for u in updates.values()],
+        )
+
+    def aggregate_model(self) -> FLModel:
+        """The round's new global model in FLARE's own type."""
+        round_number = self._round
+        mean = self.average()
+        self.reset_stats()
+        return FLModel(
+            params_type=ParamsType.FULL, params=to_arrays(mean), current_round=round_number
+        )
+
+    def reset_stats(self) -> None:
+        """Forget the round's updates."""
+        self._updates = {}
+
+
+def weighted_mean(updates: list[dict[str, Tensor]], weights: list[int]) -> dict[str, Tensor]:
+    """Mean in fp64, in the order given, rounded to fp32 once at the end."""
+    total = float(sum(weights))
+    mean = {}
+    for name in sorted(updates[0]):
+        accumulated = torch.zeros_like(updates[0][name], dtype=torch.float64)
+        for tensors, weight in zip(updates, weights, strict=True):
+            accumulated += tensors[name].double() * weight
+        mean[name] = (accumulated / total).float()
+    return mean
