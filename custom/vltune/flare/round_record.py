@@ -1,0 +1,132 @@
+"""From the answers of one round to the figures that are written down.
+
+Round N means everywhere: the global model that has N rounds behind it, and the training that led to
+it. A site measures the model that it receives before it trains, so each answer to `train` holds the
+measurement of one model and the training of the next.
+"""
+
+import logging
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from vltune.flare.exchange import TRAIN_METRICS
+from vltune.flare.inquiry import Answers
+from vltune.flare.roll_call import RollCall
+from vltune.histograms import HistogramError, ScoreHistograms, mean_average_precision_from
+from vltune.participant import Handshake
+
+MAP = "mAP"
+LOSS = "loss"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one site said of the received model and of its training.
+
+    Attributes:
+        metrics: Documented scalars.
+        histograms: Score histograms of the received model, int32.
+        num_examples: Weight of its loss; 0 where it did not train.
+    """
+
+    metrics: Mapping[str, float]
+    histograms: Mapping[str, Tensor]
+    num_examples: int = 0
+
+
+def global_map(measured: Mapping[str, Measured]) -> float:
+    """Return the mAP pooled from all sites' histograms; NaN without any, or where they disagree."""
+    histograms = [
+        ScoreHistograms.from_tensors(dict(measured[site].histograms), site)
+        for site in sorted(measured)
+        if measured[site].histograms
+    ]
+    if not histograms:
+        return math.nan
+    try:
+        return float(mean_average_precision_from(histograms)[0])
+    except HistogramError as error:
+        log.warning("no global mAP in this round: %s", error)
+        return math.nan
+
+
+def measurement(round_number: int, measured: Mapping[str, Measured]) -> dict[str, Any]:
+    """Figures of the global model that has `round_number` rounds behind it."""
+    worst_site, worst = worst_of({site: m.metrics.get(MAP) for site, m in measured.items()})
+    return {
+        "round": round_number,
+        MAP: global_map(measured),
+        "worst_site": worst_site,
+        "worst_site_mAP": worst,
+    }
+
+
+def training(
+    measured: Mapping[str, Measured], answers: Answers, rejected: Mapping[str, str]
+) -> dict[str, Any]:
+    """Figures of one round of training; they stand in the record of the model that came of it."""
+    return {
+        LOSS: _mean_loss(measured.values()),
+        "seconds": round(answers.seconds, 4),
+        "overhead_seconds": _overhead(measured.values(), answers.seconds),
+        "sites": sorted(measured),
+        "bytes_up": dict(sorted(answers.bytes_up.items())),
+        "bytes_down": dict(sorted(answers.bytes_down.items())),
+        "rejected": [{"site": site, "reason": rejected[site]} for site in sorted(rejected)],
+    }
+
+
+def split_metrics(metrics: Mapping[str, float]) -> tuple[dict[str, float], dict[str, float]]:
+    """Separate figures of the received model from those of the training that followed."""
+    train = {name: value for name, value in metrics.items() if name in TRAIN_METRICS}
+    return {name: value for name, value in metrics.items() if name not in train}, train
+
+
+def worst_of(values: Mapping[str, float | None]) -> tuple[str | None, float]:
+    """Return the site with the lowest value, ties by name; (None, NaN) where there is none."""
+    known = [(v, site) for site, v in values.items() if v is not None and math.isfinite(v)]
+    if not known:
+        return None, math.nan
+    value, site = min(known)
+    return site, value
+
+
+def describe_roll_call(
+    roll_call: RollCall, handshakes: Mapping[str, Handshake], answers: Answers
+) -> dict[str, Any]:
+    """Who takes part and what they agree on, for rounds.json."""
+    reference = roll_call.reference
+    return {
+        "left_out": roll_call.left_out,
+        "facts": reference.facts,
+        "initial_hash": reference.initial_hash,
+        "shared": {name: list(shape) for name, shape in reference.spec.items()},
+        "sites": {
+            site: {
+                "num_examples": handshakes[site].num_examples,
+                "num_validation": handshakes[site].num_validation,
+                **(answers.models[site].metrics or {}),
+            }
+            for site in roll_call.sites
+        },
+    }
+
+
+def _mean_loss(measured: Iterable[Measured]) -> float:
+    pairs = [(m.metrics[LOSS], m.num_examples) for m in measured if LOSS in m.metrics]
+    total = sum(weight for _, weight in pairs)
+    if not total:
+        return math.nan
+    return math.fsum(loss * weight for loss, weight in pairs) / total
+
+
+def _overhead(measured: Iterable[Measured], seconds: float) -> float:
+    """Wall time of the round that the slowest site did not spend in its task."""
+    busy = [m.metrics["seconds_task"] for m in measured if "seconds_task" in m.metrics]
+    return round(seconds - max(busy), 4) if busy else math.nan
