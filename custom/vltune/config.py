@@ -73,7 +73,7 @@ def apply_overrides(mapping: Mapping[str, Any], overrides: Sequence[str]) -> dic
     return result
 
 
-def _copy(value: Any) -> Any:  # noqa: ANN401 - any YAML value
+def _copy(value: Any) -> Any:
     return {key: _copy(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
@@ -117,7 +117,7 @@ def from_mapping(cls: type[T], mapping: Mapping[str, Any], source: str) -> T:
         raise ConfigError(f"{source}: {error}") from error
 
 
-def _convert(hint: Any, value: Any, source: str) -> Any:  # noqa: ANN401 - hints and YAML values
+def _convert(hint: Any, value: Any, source: str) -> Any:
     """Convert one YAML value to the annotated type, or raise ConfigError."""
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
@@ -133,7 +133,7 @@ def _convert(hint: Any, value: Any, source: str) -> Any:  # noqa: ANN401 - hints
     return _convert_scalar(hint, value, source)
 
 
-def _convert_union(hint: Any, value: Any, source: str) -> Any:  # noqa: ANN401
+def _convert_union(hint: Any, value: Any, source: str) -> Any:
     options = typing.get_args(hint)
     if value is None and type(None) in options:
         return None
@@ -141,7 +141,7 @@ def _convert_union(hint: Any, value: Any, source: str) -> Any:  # noqa: ANN401
     return _convert(chosen[0], value, source)
 
 
-def _convert_literal(hint: Any, value: Any, source: str) -> Any:  # noqa: ANN401
+def _convert_literal(hint: Any, value: Any, source: str) -> Any:
     allowed = typing.get_args(hint)
     if value not in allowed or isinstance(value, bool):
         raise ConfigError(
@@ -150,7 +150,7 @@ def _convert_literal(hint: Any, value: Any, source: str) -> Any:  # noqa: ANN401
     return value
 
 
-def _convert_sequence(hint: Any, value: Any, source: str) -> Any:  # noqa: ANN401
+def _convert_sequence(hint: Any, value: Any, source: str) -> Any:
     if not isinstance(value, list | tuple):
         raise ConfigError(f"{source}: expected a list, got {value!r}")
     (item_hint, *_rest) = typing.get_args(hint)
@@ -158,14 +158,14 @@ def _convert_sequence(hint: Any, value: Any, source: str) -> Any:  # noqa: ANN40
     return tuple(items) if typing.get_origin(hint) is tuple else items
 
 
-def _convert_dict(hint: Any, value: Any, source: str) -> Any:  # noqa: ANN401
+def _convert_dict(hint: Any, value: Any, source: str) -> Any:
     if not isinstance(value, Mapping):
         raise ConfigError(f"{source}: expected a mapping, got {value!r}")
     _key_hint, item_hint = typing.get_args(hint)
     return {str(key): _convert(item_hint, item, f"{source}.{key}") for key, item in value.items()}
 
 
-def _convert_scalar(hint: Any, value: Any, source: str) -> Any:  # noqa: ANN401
+def _convert_scalar(hint: Any, value: Any, source: str) -> Any:
     if hint is Any:
         return value
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
@@ -185,12 +185,12 @@ def _convert_scalar(hint: Any, value: Any, source: str) -> Any:  # noqa: ANN401
     raise ConfigError(f"{source}: expected {hint.__name__}, got {value!r}")
 
 
-def to_mapping(config: Any) -> dict[str, Any]:  # noqa: ANN401 - a dataclass instance
+def to_mapping(config: Any) -> dict[str, Any]:
     """Return a dataclass as JSON-able nested dicts; paths become strings, tuples lists."""
     return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
 
 
-def _plain(value: Any) -> Any:  # noqa: ANN401
+def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return to_mapping(value)
     if isinstance(value, Path):

@@ -59,7 +59,7 @@ def write_bytes_atomic(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
-def write_json_atomic(path: Path, content: Any) -> None:  # noqa: ANN401 - any JSON value
+def write_json_atomic(path: Path, content: Any) -> None:
     """Write `content` as indented JSON to `path`, whole or not at all. NaN is refused."""
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     write_bytes_atomic(path, text.encode())
@@ -71,7 +71,7 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def sha256_json(content: Any) -> str:  # noqa: ANN401 - any JSON value
+def sha256_json(content: Any) -> str:
     """Hex SHA-256 of the canonical JSON of `content` (sorted keys, no spaces, UTF-8)."""
     text = json.dumps(
         content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False

@@ -73,20 +73,27 @@ class ScoreHistograms:
             raise HistogramError(f"{source}: expected {sorted(_FIELDS)}, got {sorted(tensors)}")
         for name, value in tensors.items():
             if value.dtype != torch.int32 or value.ndim != 1:
-                raise HistogramError(f"{source}: {name} must be a vector of int32, got {value.dtype}")
+                raise HistogramError(
+                    f"{source}: {name} must be a vector of int32, got {value.dtype}"
+                )
         result = ScoreHistograms(**{n: tensors[n].numpy().astype(np.int64) for n in _FIELDS})
         result._check(source)
         return result
 
     def _check(self, source: str) -> None:
         offsets, size = self.class_offsets, len(self.lows)
-        if not len(offsets) or offsets[0] != 0 or offsets[-1] != size or (np.diff(offsets) < 0).any():
+        if (
+            not len(offsets)
+            or offsets[0] != 0
+            or offsets[-1] != size
+            or (np.diff(offsets) < 0).any()
+        ):
             raise HistogramError(f"{source}: class_offsets do not cover the {size} intervals")
         if not size == len(self.highs) == len(self.positives) == len(self.negatives):
             raise HistogramError(f"{source}: counts and intervals differ in number")
         if (self.positives < 0).any() or (self.negatives < 0).any():
             raise HistogramError(f"{source}: a count is negative")
-        if size and not (0 <= self.lows.min() and self.highs.max() < NUM_BINS):
+        if size and not (self.lows.min() >= 0 and self.highs.max() < NUM_BINS):
             raise HistogramError(f"{source}: an interval lies outside the grid of {NUM_BINS} bins")
         descends = self.highs[1:] < self.lows[:-1]
         starts = offsets[1:-1]
@@ -113,7 +120,9 @@ def score_histograms(
     if scores.shape != labels.shape or scores.ndim != 2:
         raise HistogramError(f"scores {scores.shape} and labels {labels.shape} disagree")
     if min(min_cell, min_interval) < 1:
-        raise HistogramError(f"min_cell and min_interval must be >= 1, got {min_cell}, {min_interval}")
+        raise HistogramError(
+            f"min_cell and min_interval must be >= 1, got {min_cell}, {min_interval}"
+        )
     if not ((scores >= 0) & (scores <= 1)).all():
         raise HistogramError("scores must be probabilities in [0, 1]; some are not, or are NaN")
     bins = _bins(scores)
@@ -182,7 +191,11 @@ def _pooled_ap(histograms: Sequence[ScoreHistograms], c: int) -> float:
     for item in histograms:
         rows = slice(item.class_offsets[c], item.class_offsets[c + 1])
         for low, high, positives, negatives in zip(
-            item.lows[rows], item.highs[rows], item.positives[rows], item.negatives[rows], strict=True
+            item.lows[rows],
+            item.highs[rows],
+            item.positives[rows],
+            item.negatives[rows],
+            strict=True,
         ):
             width = high + 1 - low
             hits[low : high + 1] += positives / width

@@ -30,7 +30,9 @@ def register(app: typer.Typer) -> None:
 
 @scenes_app.command("make")
 def scenes_make(
-    config: Annotated[Path, typer.Option(help="World YAML, such as lab/vltune_lab/scenes/demo.yaml.")],
+    config: Annotated[
+        Path, typer.Option(help="World YAML, such as lab/vltune_lab/scenes/demo.yaml.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder to write.")],
     overrides: Overrides = [],  # noqa: B006 - typer reads the default once
 ) -> None:
@@ -42,18 +44,28 @@ def scenes_make(
     began = time.perf_counter()
     with Progress(console=console) as progress:
         task = progress.add_task("scenes")
-        made = make_world(world, out, progress=lambda done, total: progress.update(task, completed=done, total=total))
+        made = make_world(
+            world,
+            out,
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
     seconds = time.perf_counter() - began
     if made.was_there:
         console.print(f"{out} holds this world already: {made.num_images} images")
     else:
-        console.print(f"{made.num_images} images in {out}, {made.num_images / seconds:.0f} images/s")
+        console.print(
+            f"{made.num_images} images in {out}, {made.num_images / seconds:.0f} images/s"
+        )
 
 
 @pretrain_app.command("clip")
 def pretrain_clip(
-    work: Annotated[Path, typer.Option(help="Checkpoints and log; a second call resumes.")] = Path("build/pretrain-clip"),
-    out: Annotated[Path, typer.Option(help="Model folder with open_clip_config.json.")] = Path("assets/clip-compact"),
+    work: Annotated[Path, typer.Option(help="Checkpoints and log; a second call resumes.")] = Path(
+        "build/pretrain-clip"
+    ),
+    out: Annotated[Path, typer.Option(help="Model folder with open_clip_config.json.")] = Path(
+        "assets/clip-compact"
+    ),
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     workers: Annotated[int, typer.Option(help="Rendering processes.")] = 1,
     recipe: Annotated[Path | None, typer.Option(help="YAML with a PretrainConfig.")] = None,

@@ -58,7 +58,9 @@ def test_one_set_of_texts_serves_all_conditions() -> None:
 
 
 def test_same_generator_same_start_and_wrong_sizes_are_refused() -> None:
-    first, second = (ConditionAdapters(K, D, r, 8.0, torch.Generator().manual_seed(3)) for _ in range(2))
+    first, second = (
+        ConditionAdapters(K, D, r, 8.0, torch.Generator().manual_seed(3)) for _ in range(2)
+    )
     assert torch.equal(first.down, second.down)
     with pytest.raises(ValueError, match="rank >= 1"):
         ConditionAdapters(K, D, 0, 8.0, torch.Generator())

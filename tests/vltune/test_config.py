@@ -30,7 +30,9 @@ class Outer:
 
 def test_yaml_becomes_nested_dataclasses(tmp_path: Path) -> None:
     path = tmp_path / "job.yaml"
-    path.write_text("rate: 1e-3\ninner: {rank: 4, kind: b}\nnames: [x, y]\nplace: /a\nlimits: {q: 2}\n")
+    path.write_text(
+        "rate: 1e-3\ninner: {rank: 4, kind: b}\nnames: [x, y]\nplace: /a\nlimits: {q: 2}\n"
+    )
     config = load_config(Outer, path, ["inner.rank=8", "threads=3"])
     assert config == Outer(0.001, Inner(8, "b"), ("x", "y"), Path("/a"), {"q": 2.0}, 3)
 
@@ -66,7 +68,8 @@ def test_wrong_values_name_source_key_and_value(mapping: dict[str, Any], words: 
 
 
 @pytest.mark.parametrize(
-    ("text", "word"), [(None, "no such file"), ("- 1", "mapping"), ("a: [", "cannot be read as YAML")]
+    ("text", "word"),
+    [(None, "no such file"), ("- 1", "mapping"), ("a: [", "cannot be read as YAML")],
 )
 def test_unreadable_file_is_named(tmp_path: Path, text: str | None, word: str) -> None:
     path = tmp_path / "job.yaml"
@@ -79,7 +82,11 @@ def test_unreadable_file_is_named(tmp_path: Path, text: str | None, word: str) -
 
 def test_overrides_do_not_change_their_input_and_refuse_nonsense() -> None:
     original = {"a": {"b": 1}, "c": 2}
-    assert apply_overrides(original, ["a.b=[1, 2]", "d.e=x"]) == {"a": {"b": [1, 2]}, "c": 2, "d": {"e": "x"}}
+    assert apply_overrides(original, ["a.b=[1, 2]", "d.e=x"]) == {
+        "a": {"b": [1, 2]},
+        "c": 2,
+        "d": {"e": "x"},
+    }
     assert original == {"a": {"b": 1}, "c": 2}
     for wrong in ("a", "=1", "c.d=1"):
         with pytest.raises(ConfigError, match="override"):

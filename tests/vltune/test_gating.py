@@ -17,7 +17,7 @@ def test_gate_starts_uniform_and_rows_sum_to_one() -> None:
 
 
 def test_gate_by_hand() -> None:
-    """x = 2, down = 1, up = (0, 0.5): logits (0, 1)."""
+    """X = 2, down = 1, up = (0, 0.5): logits (0, 1)."""
     gate = ConditionGate(1, 2, 1, 0, torch.Generator())
     with torch.no_grad():
         gate.down.fill_(1.0)

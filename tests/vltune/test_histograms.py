@@ -2,7 +2,12 @@ import numpy as np
 import pytest
 import torch
 
-from vltune.histograms import HistogramError, ScoreHistograms, mean_average_precision_from, score_histograms
+from vltune.histograms import (
+    HistogramError,
+    ScoreHistograms,
+    mean_average_precision_from,
+    score_histograms,
+)
 from vltune.metrics import multilabel_metrics
 
 
@@ -97,7 +102,9 @@ def broken(change: str) -> dict[str, torch.Tensor]:
     return tensors
 
 
-@pytest.mark.parametrize("change", ["missing", "float", "negative", "offsets", "grid", "order", "length"])
+@pytest.mark.parametrize(
+    "change", ["missing", "float", "negative", "offsets", "grid", "order", "length"]
+)
 def test_contradictory_tensors_are_refused_with_their_source(change: str) -> None:
     with pytest.raises(HistogramError, match="site-9"):
         ScoreHistograms.from_tensors(broken(change), "site-9")

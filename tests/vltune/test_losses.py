@@ -8,7 +8,7 @@ from vltune.losses import asymmetric_loss
 
 
 def test_two_labels_by_hand() -> None:
-    """logit 0: p = 0.5. Positive: (1 - 0.5)^1 * ln 2. Negative: q = 0.45, 0.45^2 * -ln 0.55."""
+    """Logit 0: p = 0.5. Positive: (1 - 0.5)^1 * ln 2. Negative: q = 0.45, 0.45^2 * -ln 0.55."""
     loss = asymmetric_loss(torch.zeros(1, 2), torch.tensor([[1, 0]]))
     assert loss.item() == pytest.approx(0.5 * math.log(2) - 0.45**2 * math.log(0.55), rel=1e-6)
 
@@ -32,7 +32,7 @@ def test_unknown_labels_have_no_loss_and_no_gradient() -> None:
 
 
 def test_easy_negatives_below_the_shift_are_ignored_and_extremes_are_finite() -> None:
-    """p = sigmoid(-4) = 0.018 < 0.05: shifted to zero."""
+    """P = sigmoid(-4) = 0.018 < 0.05: shifted to zero."""
     assert asymmetric_loss(torch.tensor([[-4.0]]), torch.tensor([[0]])).item() == 0.0
     logits = torch.tensor([[200.0, -200.0]], requires_grad=True)
     loss = asymmetric_loss(logits, torch.tensor([[0, 1]]))

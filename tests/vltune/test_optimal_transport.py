@@ -17,7 +17,9 @@ from vltune.optimal_transport import (
 )
 
 
-def problem(M: int, C: int, seed: int, batch: tuple[int, ...] = (2, 3)) -> tuple[Tensor, Tensor, Tensor]:
+def problem(
+    M: int, C: int, seed: int, batch: tuple[int, ...] = (2, 3)
+) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     cost = torch.rand(*batch, M, C, generator=generator, dtype=torch.float64)
     a = torch.rand(*batch, M, generator=generator, dtype=torch.float64).softmax(-1)
@@ -37,7 +39,12 @@ def test_agrees_with_pot(M: int, C: int, epsilon: float, solve: type(sinkhorn)) 
     assert torch.allclose(result.plan.sum(-2), b, atol=1e-9)
     for i, j in np.ndindex(2, 3):
         reference = ot.bregman.sinkhorn_log(
-            a[i, j].numpy(), b[i, j].numpy(), cost[i, j].numpy(), epsilon, numItermax=20000, stopThr=1e-11
+            a[i, j].numpy(),
+            b[i, j].numpy(),
+            cost[i, j].numpy(),
+            epsilon,
+            numItermax=20000,
+            stopThr=1e-11,
         )
         assert np.allclose(result.plan[i, j].numpy(), reference, atol=1e-8)
         ours = float((result.plan[i, j] * cost[i, j]).sum())
@@ -56,7 +63,12 @@ def test_rows_and_columns_without_mass_stay_empty(solve: type(sinkhorn)) -> None
     assert result.plan[:, 1].sum() == 0
     rows, columns = [0, 1, 3, 4], [0, 2]
     reference = ot.sinkhorn(
-        a[rows].numpy(), b[columns].numpy(), cost[rows][:, columns].numpy(), 0.1, stopThr=1e-12, numItermax=5000
+        a[rows].numpy(),
+        b[columns].numpy(),
+        cost[rows][:, columns].numpy(),
+        0.1,
+        stopThr=1e-12,
+        numItermax=5000,
     )
     assert np.allclose(result.plan[rows][:, columns].numpy(), reference, atol=1e-8)
 
@@ -69,7 +81,14 @@ def test_relaxed_class_marginal_agrees_with_pot(solve: type(sinkhorn), rho: floa
     cost, a, b = problem(6, 4, seed=5, batch=())
     result = solve(cost, a, b, epsilon=0.1, max_iter=20000, tolerance=1e-12, relaxation=rho)
     reference = ot.unbalanced.sinkhorn_unbalanced(
-        a.numpy(), b.numpy(), cost.numpy(), 0.1, (1e8, rho), reg_type="entropy", numItermax=20000, stopThr=1e-13
+        a.numpy(),
+        b.numpy(),
+        cost.numpy(),
+        0.1,
+        (1e8, rho),
+        reg_type="entropy",
+        numItermax=20000,
+        stopThr=1e-13,
     )
     assert torch.allclose(result.plan.sum(-1), a, atol=1e-10)
     assert np.allclose(result.plan.numpy(), reference, atol=1e-6)
@@ -115,9 +134,13 @@ def test_one_patch_by_hand() -> None:
 def test_marginal_and_cost_by_hand() -> None:
     """Largest cosines 0.4 and 0.2, scale 10, tau 4: logits 1.0 and 0.5."""
     similarity = torch.tensor([[0.4, 0.1], [0.0, 0.2]])
-    assert torch.allclose(patch_marginal(similarity, 10.0, 4.0), torch.tensor([1.0, 0.5]).softmax(-1))
+    assert torch.allclose(
+        patch_marginal(similarity, 10.0, 4.0), torch.tensor([1.0, 0.5]).softmax(-1)
+    )
     assert torch.equal(class_similarity(similarity, 10.0, "cosine"), similarity)
-    assert torch.allclose(class_similarity(similarity, 10.0, "softmax"), (10 * similarity).softmax(-1))
+    assert torch.allclose(
+        class_similarity(similarity, 10.0, "softmax"), (10 * similarity).softmax(-1)
+    )
 
 
 def test_detached_gradient_is_the_plan() -> None:
@@ -131,7 +154,12 @@ def test_detached_gradient_is_the_plan() -> None:
 @pytest.mark.parametrize("solver", ["log", "scaling"])
 def test_unrolled_gradient_agrees_with_finite_differences(solver: str) -> None:
     config = TransportConfig(
-        cost="cosine", epsilon=0.2, plan_gradient="unrolled", max_iter=20, tolerance=1e-30, solver=solver
+        cost="cosine",
+        epsilon=0.2,
+        plan_gradient="unrolled",
+        max_iter=20,
+        tolerance=1e-30,
+        solver=solver,
     )
     similarity = torch.rand(4, 3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda s: transport(s, 5.0, config)[0], similarity)
@@ -139,12 +167,16 @@ def test_unrolled_gradient_agrees_with_finite_differences(solver: str) -> None:
 
 def test_relaxed_scores_stay_means_of_the_similarity() -> None:
     similarity = torch.rand(2, 6, 4)
-    psi, _ = transport(similarity, 10.0, TransportConfig(cost="cosine", relaxation=0.05, max_iter=500))
+    psi, _ = transport(
+        similarity, 10.0, TransportConfig(cost="cosine", relaxation=0.05, max_iter=500)
+    )
     assert (psi <= similarity.amax(-2) + 1e-6).all()
     assert (psi >= similarity.amin(-2) - 1e-6).all()
 
 
-@pytest.mark.parametrize("change", [{"epsilon": 0.0}, {"tau": -1.0}, {"relaxation": 0.0}, {"max_iter": 0}])
+@pytest.mark.parametrize(
+    "change", [{"epsilon": 0.0}, {"tau": -1.0}, {"relaxation": 0.0}, {"max_iter": 0}]
+)
 def test_wrong_configuration_is_refused(change: dict[str, float]) -> None:
     with pytest.raises(ConfigError):
         TransportConfig(**change)

@@ -35,7 +35,9 @@ def test_every_tensor_has_one_owner() -> None:
     }
 
 
-@pytest.mark.parametrize(("keys", "word"), [({"lora_C"}, "not in the model"), ({"base"}, "never trained")])
+@pytest.mark.parametrize(
+    ("keys", "word"), [({"lora_C"}, "not in the model"), ({"base"}, "never trained")]
+)
 def test_wrong_shared_keys_are_refused(keys: set[str], word: str) -> None:
     with pytest.raises(ParameterError, match=word):
         ownership_of(TwoParts(), keys)
@@ -69,7 +71,9 @@ def test_apply_writes_shared_and_nothing_else() -> None:
         ({"lora_B": torch.full((5, 2), float("inf"))}, ["NaN or infinity"]),
     ],
 )
-def test_strict_check_lists_the_difference(tensors: dict[str, torch.Tensor], words: list[str]) -> None:
+def test_strict_check_lists_the_difference(
+    tensors: dict[str, torch.Tensor], words: list[str]
+) -> None:
     with pytest.raises(ParameterError) as error:
         check_shared({"lora_B": (5, 2)}, tensors, "hospital-a")
     for word in ["hospital-a", *words]:

@@ -25,10 +25,14 @@ class Line(nn.Module):
 
 X = torch.tensor([1.0, 2.0])
 Y = torch.tensor([3.0, 6.0])
-SGD = TrainingConfig(optimizer="sgd", learning_rate=0.1, momentum=0.0, batch_size=2, max_gradient_norm=1e9)
+SGD = TrainingConfig(
+    optimizer="sgd", learning_rate=0.1, momentum=0.0, batch_size=2, max_gradient_norm=1e9
+)
 
 
-def train(model: Line, config: TrainingConfig = SGD, seed: int = 0, y: Tensor = Y, stop: bool = False) -> tuple[float, int]:
+def train(
+    model: Line, config: TrainingConfig = SGD, seed: int = 0, y: Tensor = Y, stop: bool = False
+) -> tuple[float, int]:
     result = local_train(
         model,
         num_examples=2,
@@ -41,7 +45,7 @@ def train(model: Line, config: TrainingConfig = SGD, seed: int = 0, y: Tensor = 
 
 
 def test_one_step_by_hand() -> None:
-    """w = 0: loss (9 + 36) / 2 = 22.5, gradient mean(2 x (w x - y)) = (-6 - 24) / 2 = -15, w = 0 + 0.1 * 15."""
+    """W = 0: loss (9 + 36) / 2 = 22.5, gradient mean(2 x (w x - y)) = (-6 - 24) / 2 = -15, w = 0 + 0.1 * 15."""
     model = Line()
     assert train(model) == (22.5, 1)
     assert model.w.item() == pytest.approx(1.5)

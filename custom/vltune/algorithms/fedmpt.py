@@ -79,7 +79,9 @@ class FedMPTConfig:
         if min(self.condition_length, self.class_length, self.rank, self.gate_rank) < 1:
             raise ConfigError("condition_length, class_length, rank and gate_rank must be >= 1")
         if not (self.prompts or self.adapters or self.gate):
-            raise ConfigError("prompts, adapters and gate are all off: only the head would be trained")
+            raise ConfigError(
+                "prompts, adapters and gate are all off: only the head would be trained"
+            )
 
 
 class FedMPTOutput(NamedTuple):

@@ -7,11 +7,13 @@ received and local training are the same for all of them.
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vltune import __version__
@@ -19,10 +21,12 @@ from vltune.backbones.clip import BackboneConfig, ClipBackbone, load_clip
 from vltune.conditions import ConditionSet, conditions_from_mapping
 from vltune.config import from_mapping
 from vltune.data.multilabel import MultiLabelSamples, load_coco_instances, read_image
-from vltune.evaluation import SiteEvaluation, evaluate_scores, predict_scores
+from vltune.evaluation import evaluate_scores, predict_scores
 from vltune.features import EncodingStopped, FeatureCache, FeatureSet
+from vltune.metrics import multilabel_metrics
 from vltune.parameters import LocalUpdate, apply_shared, personal_state, shared_state, spec_of
 from vltune.participant import Evaluation, Handshake, ShouldStop
+from vltune.prompts import zero_shot_text_features
 from vltune.seed import derive_seed
 from vltune.site_config import SiteConfig, Split
 from vltune.training import TrainingConfig, TrainingStopped, local_train
@@ -132,15 +136,15 @@ class MultiLabelParticipant:
         self.backbone: ClipBackbone | None = None
         self.train_split: EncodedSplit | None = None
         self.validation_split: EncodedSplit | None = None
+        self._told_zero_shot = False
 
     def prepare(self, should_stop: ShouldStop) -> Handshake:
         """Load backbone and data, encode each image once, build the model from the run's seed."""
         began = time.perf_counter()
         backbone = load_clip(self._backbone_config())
-        cache = FeatureCache(self.site.cache_dir, backbone)
         self.backbone = backbone
-        self.train_split = self._encode(self.site.train, cache, should_stop)
-        self.validation_split = self._encode(self.site.validation, cache, should_stop)
+        self.train_split = self.encode_split(self.site.train, should_stop)
+        self.validation_split = self.encode_split(self.site.validation, should_stop)
         self.model = self.build_model(backbone, self.conditions, self.job.seed)
         initial = shared_state(self.model, self.model.shared_keys())
         encoded = self.train_split.features.num_encoded + self.validation_split.features.num_encoded
@@ -164,15 +168,23 @@ class MultiLabelParticipant:
         """Measure the received model on the site's validation images."""
         model, _, validation = self._ready()
         apply_shared(model, shared, model.shared_keys())
-        result = self._measure(model, validation)
-        return Evaluation(
-            metrics={
-                "mAP": result.metrics.mAP,
-                "CF1": result.metrics.CF1,
-                "OF1": result.metrics.OF1,
-            },
-            histograms=result.histograms.to_tensors(),
+        result = evaluate_scores(
+            self.predict(validation),
+            validation.samples.labels,
+            threshold=self.job.threshold,
+            min_cell=self.job.min_cell,
         )
+        metrics = {
+            "mAP": result.metrics.mAP,
+            "CF1": result.metrics.CF1,
+            "OF1": result.metrics.OF1,
+            "num_classes_scored": float(result.metrics.num_classes_scored),
+            "num_withheld": float(result.histograms.num_withheld),
+        }
+        if not self._told_zero_shot:
+            self._told_zero_shot = True
+            metrics["zero_shot_mAP"] = self._zero_shot_mAP(validation)
+        return Evaluation(metrics=metrics, histograms=result.histograms.to_tensors())
 
     def train(
         self, shared: dict[str, Tensor], round_number: int, should_stop: ShouldStop
@@ -217,11 +229,24 @@ class MultiLabelParticipant:
         assert self.validation_split is not None
         return self.model, self.train_split, self.validation_split
 
+    def _zero_shot_mAP(self, split: EncodedSplit) -> float:
+        """MAP of CLIP as it is, the better of its pooled and its patch reading."""
+        assert self.backbone is not None  # _ready() came first
+        readings = zero_shot_scores(self.backbone, split, self.job.classnames)
+        labels = split.samples.labels
+        return max(
+            multilabel_metrics(scores, labels, self.job.threshold).mAP
+            for scores in readings.values()
+        )
+
     def _backbone_config(self) -> BackboneConfig:
         own = self.site.weights.get(self.job.backbone.model)
         return self.job.backbone if own is None else replace(self.job.backbone, weights=str(own))
 
-    def _encode(self, split: Split, cache: FeatureCache, should_stop: ShouldStop) -> EncodedSplit:
+    def encode_split(self, split: Split, should_stop: ShouldStop = lambda: False) -> EncodedSplit:
+        """Read a split's labels and its frozen features, encoding what the cache does not hold."""
+        assert self.backbone is not None  # prepare() loads it first
+        cache = FeatureCache(self.site.cache_dir, self.backbone)
         samples = load_coco_instances(
             split.annotations,
             split.images,
@@ -241,7 +266,9 @@ class MultiLabelParticipant:
             raise TrainingStopped(str(stopped)) from stopped
         return EncodedSplit(samples, features, torch.from_numpy(samples.labels.astype("int64")))
 
-    def _measure(self, model: Any, split: EncodedSplit) -> SiteEvaluation:
+    def predict(self, split: EncodedSplit) -> NDArray[np.float64]:
+        """Probabilities (N, C) of the model as it is now."""
+        model, _, _ = self._ready()
         model.eval()
         with torch.no_grad():
             predict = model.predictor()
@@ -251,10 +278,33 @@ class MultiLabelParticipant:
             logits: Tensor = predict(batch.patch_features, batch.image_features)
             return logits
 
-        scores = predict_scores(logits_of, len(split.labels))
-        return evaluate_scores(
-            scores, split.samples.labels, threshold=self.job.threshold, min_cell=self.job.min_cell
+        return predict_scores(logits_of, len(split.labels))
+
+
+def zero_shot_scores(
+    backbone: ClipBackbone, split: EncodedSplit, classnames: Sequence[str]
+) -> dict[str, NDArray[np.float64]]:
+    """Scores of CLIP without any training, from "a photo of a CLASS.".
+
+    Returns:
+        `pooled`: sigmoid of the scaled cosine of the image feature, (N, C); `patch`: the same of the
+        highest patch. Sigmoids keep the order of cosines; they are no calibrated probabilities.
+    """
+    text = zero_shot_text_features(backbone, classnames)
+
+    def pooled(batch: FeatureBatch) -> Tensor:
+        return batch.image_features @ text.T
+
+    def patch(batch: FeatureBatch) -> Tensor:
+        return (batch.patch_features @ text.T).amax(dim=1)
+
+    return {
+        name: predict_scores(
+            lambda rows, read=read: 10 * read(split.batch_at(rows)),  # type: ignore[misc] # default binds
+            len(split.labels),
         )
+        for name, read in (("pooled", pooled), ("patch", patch))
+    }
 
 
 def make_participant(
@@ -271,7 +321,9 @@ def make_participant(
     """
     known = {key: job[key] for key in MultiLabelJob.__dataclass_fields__ if key in job}
     parsed = from_mapping(MultiLabelJob, known, "the job")
-    conditions = conditions_from_mapping(job["conditions"], parsed.classnames, "the job's conditions")
+    conditions = conditions_from_mapping(
+        job["conditions"], parsed.classnames, "the job's conditions"
+    )
     return MultiLabelParticipant(parsed, conditions, build_model, site, site_name)
 
 

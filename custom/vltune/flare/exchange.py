@@ -33,7 +33,16 @@ TASKS = (TASK_PREPARE, TASK_TRAIN, TASK_VALIDATE)
 
 TRAIN_METRICS = frozenset({"loss", "steps", "seconds_train", "seconds_task"})
 VALIDATION_METRICS = frozenset(
-    {"mAP", "CF1", "OF1", "accuracy", "num_classes_scored", "num_withheld", "seconds_evaluate"}
+    {
+        "mAP",
+        "CF1",
+        "OF1",
+        "zero_shot_mAP",
+        "accuracy",
+        "num_classes_scored",
+        "num_withheld",
+        "seconds_evaluate",
+    }
 )
 SITE_METRICS = TRAIN_METRICS | VALIDATION_METRICS | {"seconds_prepare"}
 """Scalars that may leave a site; docs/privacy.md says what each is."""

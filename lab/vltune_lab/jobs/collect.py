@@ -205,12 +205,15 @@ def _per_site(state: State, lines: list[dict[str, Any]]) -> list[dict[str, Any]]
         for line in lines
         if line.get("split") == "validation" and line["round"] == state["completed_rounds"]
     }
+    zero_shot = {
+        line["site"]: line["value"] for line in lines if line.get("metric") == "zero_shot_mAP"
+    }
     return [
         {
             "site": site,
             "num_examples": facts["num_examples"],
             "num_validation": facts["num_validation"],
-            "zero_shot_mAP": None,
+            "zero_shot_mAP": zero_shot.get(site),
             **{name: last.get((site, name)) for name in ("mAP", "CF1", "OF1")},
         }
         for site, facts in sorted(state["sites"].items())

@@ -1,6 +1,5 @@
 """Publish clip-compact: fp16 safetensors and a card that says how it was made and what it can do."""
 
-import json
 import platform
 from dataclasses import asdict
 from pathlib import Path
@@ -25,7 +24,9 @@ from vltune_lab.scenes.library import (
 WEIGHTS = "open_clip_model.safetensors"
 
 
-def publish(state: PretrainState, config: PretrainConfig, folder: Path, device: str) -> dict[str, Any]:
+def publish(
+    state: PretrainState, config: PretrainConfig, folder: Path, device: str
+) -> dict[str, Any]:
     """Write weights (fp16), measure them as they will be loaded, write card.json and README.md.
 
     Args:
@@ -37,7 +38,10 @@ def publish(state: PretrainState, config: PretrainConfig, folder: Path, device: 
     Returns:
         The card.
     """
-    half = {name: value.detach().cpu().half().contiguous() for name, value in state.model.state_dict().items()}
+    half = {
+        name: value.detach().cpu().half().contiguous()
+        for name, value in state.model.state_dict().items()
+    }
     with atomic_path(folder / WEIGHTS) as temporary:
         save_file(half, temporary, metadata={"format": "pt"})
     card = {
@@ -76,7 +80,11 @@ def measure(folder: Path, seed: int, num_images: int = 2000) -> dict[str, Any]:
     model.load_state_dict({name: value.float() if value.is_floating_point() else value
                            for name, value in load_file(folder / WEIGHTS).items()})  # fmt: skip
     library = load_library()
-    groups = {"pretraining": PRETRAINING_STYLES, "federation": FEDERATION_STYLES, "shifted": SHIFTED_STYLES}
+    groups = {
+        "pretraining": PRETRAINING_STYLES,
+        "federation": FEDERATION_STYLES,
+        "shifted": SHIFTED_STYLES,
+    }
     return {
         name: asdict(
             zero_shot_figures(

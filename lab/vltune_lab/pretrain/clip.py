@@ -10,7 +10,14 @@ import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from torch import Tensor, nn
 
 from vltune.backbones.compact_vit import register_compact_towers
@@ -64,13 +71,17 @@ def build_model(folder: Path, seed: int) -> tuple[open_clip.CLIP, open_clip.Simp
     model_cfg = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]
     torch.manual_seed(seed)
     model = open_clip.CLIP(
-        embed_dim=model_cfg["embed_dim"], vision_cfg=model_cfg["vision_cfg"], text_cfg=model_cfg["text_cfg"]
+        embed_dim=model_cfg["embed_dim"],
+        vision_cfg=model_cfg["vision_cfg"],
+        text_cfg=model_cfg["text_cfg"],
     )
     tokenizer = open_clip.SimpleTokenizer(context_length=model_cfg["text_cfg"]["context_length"])
     return model, tokenizer
 
 
-def encode_phrases(model: open_clip.CLIP, tokenizer: open_clip.SimpleTokenizer, texts: list[str]) -> Tensor:
+def encode_phrases(
+    model: open_clip.CLIP, tokenizer: open_clip.SimpleTokenizer, texts: list[str]
+) -> Tensor:
     """Unit-norm text features (N, D); positions after the last end token are cut, which is exact."""
     tokens = tokenizer(texts)
     length = int((tokens == tokenizer.eot_token_id).float().argmax(dim=1).max()) + 1
@@ -100,7 +111,10 @@ def batch_loss(
     colours = batch.colours[: config.max_colour_regions]
     colour_texts = [article(f"{colour} {classnames[index]}") for _, index, colour in colours]
     distinct = {text: str(number) for number, text in enumerate(dict.fromkeys(colour_texts))}
-    colours = [(row, index, distinct[text]) for (row, index, _), text in zip(colours, colour_texts, strict=True)]
+    colours = [
+        (row, index, distinct[text])
+        for (row, index, _), text in zip(colours, colour_texts, strict=True)
+    ]
     # Three passes, as captions are three times as long as phrases and all texts of a pass are padded.
     phrases = encode_phrases(model, tokenizer, class_phrases(classnames, rng))
     captions = encode_phrases(model, tokenizer, batch.captions)
@@ -153,17 +167,24 @@ class PretrainState:
         self.step, self.seconds = state["step"], state["seconds"]
 
 
-def start(config: PretrainConfig, model_folder: Path, checkpoint: Path, device: str) -> tuple[PretrainState, open_clip.SimpleTokenizer]:
+def start(
+    config: PretrainConfig, model_folder: Path, checkpoint: Path, device: str
+) -> tuple[PretrainState, open_clip.SimpleTokenizer]:
     """Build the state, continuing from the checkpoint where there is one."""
     model, tokenizer = build_model(model_folder, config.seed)
     head = Head()
     modules = nn.ModuleList([model, head]).to(device)
     matrices = [p for p in modules.parameters() if p.ndim >= 2]
     others = [p for p in modules.parameters() if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    groups = [
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
     # Compiled, the trunk's step is two to three times faster on CPU; its weights are the model's own.
-    state = PretrainState(model, head, optimizer, torch.compile(model.visual.trunk.forward_features))
+    state = PretrainState(
+        model, head, optimizer, torch.compile(model.visual.trunk.forward_features)
+    )
     if checkpoint.exists():
         state.load(checkpoint)
     return state, tokenizer
@@ -177,7 +198,9 @@ def learning_rate_at(step: int, config: PretrainConfig) -> float:
     return config.learning_rate * 0.5 * (1 + float(np.cos(np.pi * min(1.0, progress))))
 
 
-def pretrain(config: PretrainConfig, *, model_folder: Path, work: Path, device: str = "cpu", workers: int = 1) -> PretrainState:
+def pretrain(
+    config: PretrainConfig, *, model_folder: Path, work: Path, device: str = "cpu", workers: int = 1
+) -> PretrainState:
     """Train to `config.steps`, checkpointing in `work`; called again, it continues.
 
     Args:
@@ -200,7 +223,14 @@ def pretrain(config: PretrainConfig, *, model_folder: Path, work: Path, device: 
     )
     batches = make_loader(stream, workers)
     state.model.train()
-    columns = (TextColumn("pretrain clip"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("pretrain clip"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[loss]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, refresh_per_second=1) as progress:
         task = progress.add_task("", total=config.steps, completed=state.step, loss="")
         for line in _steps(state, tokenizer, batches, library, config):

@@ -12,8 +12,7 @@ from vltune_lab.pretrain.clip import encode_phrases, normalise_pixels
 from vltune_lab.scenes.captions import article
 from vltune_lab.scenes.library import Library
 from vltune_lab.scenes.make import scenes_of
-from vltune_lab.scenes.world import Split, WorldConfig, load_priors
-from vltune_lab.scenes.world import SiteWorld
+from vltune_lab.scenes.world import SiteWorld, Split, WorldConfig, load_priors
 
 
 @dataclass(frozen=True)
@@ -28,14 +27,33 @@ class ZeroShotFigures:
 
 
 def zero_shot_figures(
-    model: torch.nn.Module, tokenizer: object, library: Library, styles: tuple[str, ...], *, num_images: int, seed: int, is_held_out: bool
+    model: torch.nn.Module,
+    tokenizer: object,
+    library: Library,
+    styles: tuple[str, ...],
+    *,
+    num_images: int,
+    seed: int,
+    is_held_out: bool,
 ) -> ZeroShotFigures:
     """Measure on fresh scenes of `styles`."""
     size = model.visual.image_size[0]
-    split = Split(f"measure/{'-'.join(styles)}", num_images, styles, dict.fromkeys(load_priors().scenes, 1.0), is_held_out=is_held_out)
-    world = WorldConfig(seed=seed, sites=(SiteWorld("unused", styles, {"street": 1.0}),), image_size=size)
+    split = Split(
+        f"measure/{'-'.join(styles)}",
+        num_images,
+        styles,
+        dict.fromkeys(load_priors().scenes, 1.0),
+        is_held_out=is_held_out,
+    )
+    world = WorldConfig(
+        seed=seed, sites=(SiteWorld("unused", styles, {"street": 1.0}),), image_size=size
+    )
     scenes = [scene for scene, _ in scenes_of(library, world, split)]
-    names = tuple(name for name in library.classnames if any((style, name) in library.sprites for style in styles))
+    names = tuple(
+        name
+        for name in library.classnames
+        if any((style, name) in library.sprites for style in styles)
+    )
     index_of = {name: index for index, name in enumerate(names)}
     labels = np.zeros((len(scenes), len(names)), dtype=bool)
     for row, scene in enumerate(scenes):
@@ -59,8 +77,12 @@ def zero_shot_figures(
     ]
     keep = labels.any(axis=0)
     return ZeroShotFigures(
-        float(average_precision_score(labels[:, keep], pooled.cpu().numpy()[:, keep], average="macro")),
-        float(average_precision_score(labels[:, keep], patch.cpu().numpy()[:, keep], average="macro")),
+        float(
+            average_precision_score(labels[:, keep], pooled.cpu().numpy()[:, keep], average="macro")
+        ),
+        float(
+            average_precision_score(labels[:, keep], patch.cpu().numpy()[:, keep], average="macro")
+        ),
         float(np.mean(hits)),
         len(scenes),
         int(keep.sum()),

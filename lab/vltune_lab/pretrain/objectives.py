@@ -85,7 +85,9 @@ def class_phrases(classnames: tuple[str, ...], rng: np.random.Generator) -> list
     ]
 
 
-def contrastive_loss(image_features: Tensor, caption_features: Tensor, logit_scale: Tensor) -> Tensor:
+def contrastive_loss(
+    image_features: Tensor, caption_features: Tensor, logit_scale: Tensor
+) -> Tensor:
     """Symmetric InfoNCE; both (B, D), unit norm."""
     logits = logit_scale * image_features @ caption_features.T
     target = torch.arange(len(logits), device=logits.device)
@@ -100,7 +102,9 @@ def grounded_loss(similarity: Tensor, patch_labels: Tensor, scale: Tensor) -> Te
         patch_labels: (B, M), -1 where the patch shows no object.
         scale: Logit scale, scalar.
     """
-    return F.cross_entropy(scale * similarity.flatten(0, 1), patch_labels.flatten(), ignore_index=-1)
+    return F.cross_entropy(
+        scale * similarity.flatten(0, 1), patch_labels.flatten(), ignore_index=-1
+    )
 
 
 def presence_loss(similarity: Tensor, patch_labels: Tensor, labels: Tensor, head: Head) -> Tensor:
@@ -115,17 +119,25 @@ def presence_loss(similarity: Tensor, patch_labels: Tensor, labels: Tensor, head
     target = F.one_hot(patch_labels.clamp(min=0), similarity.shape[2]).to(similarity.dtype)
     target = target * (patch_labels >= 0).unsqueeze(-1)
     patch_logits = head.scale.exp() * similarity + head.bias
-    per_patch = F.binary_cross_entropy_with_logits(patch_logits, target, reduction="none").sum(-1).mean()
+    per_patch = (
+        F.binary_cross_entropy_with_logits(patch_logits, target, reduction="none").sum(-1).mean()
+    )
     scale = head.pool_scale.exp()
     weights = (scale * similarity).softmax(dim=1)
     pooled = (weights * similarity).sum(dim=1)
     image_logits = 2 * scale * pooled + head.pool_bias
-    per_image = F.binary_cross_entropy_with_logits(image_logits, labels.to(pooled.dtype), reduction="none")
+    per_image = F.binary_cross_entropy_with_logits(
+        image_logits, labels.to(pooled.dtype), reduction="none"
+    )
     return per_patch + per_image.sum(-1).mean() / 4
 
 
 def colour_loss(
-    patch_features: Tensor, patch_labels: Tensor, colours: list[tuple[int, int, str]], phrases: Tensor, scale: Tensor
+    patch_features: Tensor,
+    patch_labels: Tensor,
+    colours: list[tuple[int, int, str]],
+    phrases: Tensor,
+    scale: Tensor,
 ) -> Tensor:
     """Mean patch of each object against the distinct colour phrases of the batch.
 
@@ -145,4 +157,6 @@ def colour_loss(
     if not regions:
         return patch_features.sum() * 0
     region_features = F.normalize(torch.stack(regions), dim=-1)
-    return F.cross_entropy(scale * region_features @ phrases.T, torch.tensor(targets, device=phrases.device))
+    return F.cross_entropy(
+        scale * region_features @ phrases.T, torch.tensor(targets, device=phrases.device)
+    )

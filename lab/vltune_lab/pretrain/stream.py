@@ -41,18 +41,31 @@ class SceneBatch:
 class SceneStream(IterableDataset):
     """Batches `first_step`, `first_step + 1`, ... ; workers take turns, so the order is fixed."""
 
-    def __init__(self, library: Library, *, seed: int, batch_size: int, image_size: int, patch: int, first_step: int) -> None:
+    def __init__(
+        self,
+        library: Library,
+        *,
+        seed: int,
+        batch_size: int,
+        image_size: int,
+        patch: int,
+        first_step: int,
+    ) -> None:
         self.library = library
         self.seed = seed
         self.batch_size = batch_size
         self.image_size = image_size
         self.patch = patch
         self.first_step = first_step
-        self.split = Split("pretrain", 0, PRETRAINING_STYLES, dict.fromkeys(load_priors().scenes, 1.0))
+        self.split = Split(
+            "pretrain", 0, PRETRAINING_STYLES, dict.fromkeys(load_priors().scenes, 1.0)
+        )
 
     def __iter__(self) -> Iterator[SceneBatch]:
         worker = get_worker_info()
-        step, stride = (self.first_step + worker.id, worker.num_workers) if worker else (self.first_step, 1)
+        step, stride = (
+            (self.first_step + worker.id, worker.num_workers) if worker else (self.first_step, 1)
+        )
         while True:
             yield self.batch(step)
             step += stride
@@ -62,16 +75,24 @@ class SceneStream(IterableDataset):
         scenes, captions, rngs = [], [], []
         for index in range(self.batch_size):
             rng = scene_rng(self.seed, "pretrain", step * self.batch_size + index)
-            plan = plan_scene(self.library, self.split, rng, 0.0, mix_styles=bool(rng.random() < 0.5))
+            plan = plan_scene(
+                self.library, self.split, rng, 0.0, mix_styles=bool(rng.random() < 0.5)
+            )
             scenes.append(render_scene(self.library, plan, self.image_size, rng, is_held_out=False))
             captions.append(caption(scenes[-1], rng))
             rngs.append(rng)
-        images = np.stack([_vary(scene.image, rng) for scene, rng in zip(scenes, rngs, strict=True)])
+        images = np.stack(
+            [_vary(scene.image, rng) for scene, rng in zip(scenes, rngs, strict=True)]
+        )
         return describe_batch(self.library.classnames, scenes, images, captions, self.patch)
 
 
 def describe_batch(
-    classnames: tuple[str, ...], scenes: list[Scene], images: np.ndarray, captions: list[str], patch: int
+    classnames: tuple[str, ...],
+    scenes: list[Scene],
+    images: np.ndarray,
+    captions: list[str],
+    patch: int,
 ) -> SceneBatch:
     """Turn scenes into tensors with image and patch labels."""
     index_of = {name: index for index, name in enumerate(classnames)}
@@ -93,8 +114,14 @@ def describe_batch(
 
 def _patch_labels(owner: np.ndarray, classes: np.ndarray, patch: int) -> np.ndarray:
     side = owner.shape[0] // patch
-    tiles = owner.reshape(side, patch, side, patch).transpose(0, 2, 1, 3).reshape(side * side, patch * patch)
-    counts = np.stack([(tiles == index).sum(axis=1) for index in range(len(classes))] or [np.zeros(side * side)])
+    tiles = (
+        owner.reshape(side, patch, side, patch)
+        .transpose(0, 2, 1, 3)
+        .reshape(side * side, patch * patch)
+    )
+    counts = np.stack(
+        [(tiles == index).sum(axis=1) for index in range(len(classes))] or [np.zeros(side * side)]
+    )
     best = counts.argmax(axis=0)
     filled = counts.max(axis=0) >= patch * patch / 4
     if not len(classes):
@@ -118,4 +145,8 @@ def _vary(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def make_loader(stream: SceneStream, workers: int) -> Iterator[SceneBatch]:
     """Render in `workers` background processes (0: in this one), in step order."""
-    return iter(DataLoader(stream, batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None))
+    return iter(
+        DataLoader(
+            stream, batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None
+        )
+    )

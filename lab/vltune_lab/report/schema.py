@@ -1,4 +1,4 @@
-# ruff: noqa: N815 - mAP, CF1 and OF1 are the names that the field uses, also in JSON
+
 """Schema of `summary.json` (docs/run_folder.md): its keys, their types and ranges.
 
 Metrics and probabilities are in [0, 1], sizes in bytes, times in seconds; null means: not measured.

@@ -64,7 +64,13 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
         parts.append(object_phrase(item, rng))
     order = rng.permutation(len(parts))
     parts = [parts[index] for index in order]
-    text = parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1] if parts else "nothing"
+    text = (
+        parts[0]
+        if len(parts) == 1
+        else ", ".join(parts[:-1]) + " and " + parts[-1]
+        if parts
+        else "nothing"
+    )
     place = PLACES.get(scene.scene, f"in a {scene.scene}")
     return f"{text} {place}" if rng.random() < 0.6 else text
 

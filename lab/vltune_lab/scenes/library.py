@@ -94,7 +94,9 @@ def load_library(
             sprites.setdefault((style, entry["class"]), []).append(sprite)
     return Library(
         classnames=tuple(manifest["classes"]),
-        sprites={key: tuple(sorted(group, key=lambda s: s.index)) for key, group in sprites.items()},
+        sprites={
+            key: tuple(sorted(group, key=lambda s: s.index)) for key, group in sprites.items()
+        },
         backgrounds=_load_backgrounds(assets, verify=verify),
     )
 
@@ -103,18 +105,24 @@ def _read_manifest(path: Path) -> dict:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise AssetError(f"{path}: cannot be read ({error}). Take the folder assets/ of a full clone.") from error
+        raise AssetError(
+            f"{path}: cannot be read ({error}). Take the folder assets/ of a full clone."
+        ) from error
 
 
 def _open(path: Path, sha256: str, *, verify: bool) -> Image.Image:
     try:
         if verify and hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
-            raise AssetError(f"{path}: its content differs from the manifest. Restore it with git checkout.")
+            raise AssetError(
+                f"{path}: its content differs from the manifest. Restore it with git checkout."
+            )
         with Image.open(path) as image:
             image.load()
             return image
     except OSError as error:
-        raise AssetError(f"{path}: cannot be read ({error}). Restore it with git checkout.") from error
+        raise AssetError(
+            f"{path}: cannot be read ({error}). Restore it with git checkout."
+        ) from error
 
 
 def _make_sprite(image: Image.Image, classname: str, style: str, index: int) -> Sprite:
@@ -125,17 +133,25 @@ def _make_sprite(image: Image.Image, classname: str, style: str, index: int) -> 
     for longest in LEVELS:
         scale = longest / max(image.size)
         size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-        levels.append(premultiplied.resize(size, Image.Resampling.BOX if scale < 1 else Image.Resampling.BILINEAR))
+        levels.append(
+            premultiplied.resize(
+                size, Image.Resampling.BOX if scale < 1 else Image.Resampling.BILINEAR
+            )
+        )
     return Sprite(classname, style, index, tuple(levels), pixels[opaque][:, :3].mean(axis=0))
 
 
-def _load_backgrounds(assets: Path, *, verify: bool) -> dict[str, dict[str, tuple[Image.Image, ...]]]:
+def _load_backgrounds(
+    assets: Path, *, verify: bool
+) -> dict[str, dict[str, tuple[Image.Image, ...]]]:
     manifest = _read_manifest(assets / "backgrounds" / "manifest.json")
     scenes: dict[str, dict[str, list[Image.Image]]] = {}
     for scene, entries in manifest["scenes"].items():
         for entry in entries:
             image = _open(assets / "backgrounds" / entry["file"], entry["sha256"], verify=verify)
-            scenes.setdefault(scene, {}).setdefault(entry["panorama"], []).append(image.convert("RGB"))
+            scenes.setdefault(scene, {}).setdefault(entry["panorama"], []).append(
+                image.convert("RGB")
+            )
     return {
         scene: {name: tuple(crops) for name, crops in sorted(panoramas.items())}
         for scene, panoramas in sorted(scenes.items())

@@ -10,7 +10,13 @@ import yaml
 from PIL import Image
 
 from vltune.config import to_mapping
-from vltune.files import OutputError, atomic_path, sha256_json, write_bytes_atomic, write_json_atomic
+from vltune.files import (
+    OutputError,
+    atomic_path,
+    sha256_json,
+    write_bytes_atomic,
+    write_json_atomic,
+)
 from vltune_lab.scenes.captions import caption
 from vltune_lab.scenes.library import Library, load_library
 from vltune_lab.scenes.plan import plan_scene, scene_rng
@@ -54,7 +60,9 @@ def make_world(
     marker = folder / "world.json"
     if marker.exists():
         if json.loads(marker.read_text()).get("hash") != sha256_json(identity):
-            raise OutputError(f"{folder} holds another world. Choose a new --out, or remove that folder.")
+            raise OutputError(
+                f"{folder} holds another world. Choose a new --out, or remove that folder."
+            )
         return MadeWorld(folder, total, was_there=True)
     if folder.exists() and any(item.name not in splits_of(config) for item in folder.iterdir()):
         raise OutputError(f"{folder} is not empty and holds no world. Choose a new --out.")
@@ -69,7 +77,9 @@ def make_world(
                 progress(done, total)
         if owner != "global":
             _write_site_file(library, group, folder / owner)
-    write_json_atomic(marker, identity | {"hash": sha256_json(identity), "classnames": list(library.classnames)})
+    write_json_atomic(
+        marker, identity | {"hash": sha256_json(identity), "classnames": list(library.classnames)}
+    )
     return MadeWorld(folder, total, was_there=False)
 
 
@@ -105,7 +115,9 @@ def write_split(library: Library, config: WorldConfig, split: Split, folder: Pat
     info = {"description": f"VLTune scene world, split {split.name}", "version": str(WORLD_VERSION)}
     categories = [{"id": number, "name": name} for name, number in category_ids.items()]
     common = {"info": info, "images": images}
-    _write_compact(folder / "instances.json", common | {"annotations": annotations, "categories": categories})
+    _write_compact(
+        folder / "instances.json", common | {"annotations": annotations, "categories": categories}
+    )
     _write_compact(folder / "captions.json", common | {"annotations": captions})
 
 
@@ -123,7 +135,9 @@ def _write_image(path: Path, content: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror}. Choose another --out or free space.") from error
+        raise OutputError(
+            f"cannot write {path}: {error.strerror}. Choose another --out or free space."
+        ) from error
 
 
 def _write_compact(path: Path, content: dict) -> None:

@@ -17,7 +17,21 @@ SMALL = frozenset(
     "knife spoon scissors toothbrush apple orange banana carrot donut cup computer_mouse cell_phone frisbee "
     "sports_ball wine_glass bottle book clock handbag bird keyboard".replace("_", " ").split()
 ) | {"computer mouse", "cell phone", "sports ball", "wine glass"}
-LARGE = frozenset({"bus", "train", "truck", "elephant", "giraffe", "airplane", "bed", "couch", "boat", "car", "horse"})
+LARGE = frozenset(
+    {
+        "bus",
+        "train",
+        "truck",
+        "elephant",
+        "giraffe",
+        "airplane",
+        "bed",
+        "couch",
+        "boat",
+        "car",
+        "horse",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -61,7 +75,12 @@ def scene_rng(seed: int, split_name: str, index: int) -> np.random.Generator:
 
 
 def plan_scene(
-    library: Library, split: Split, rng: np.random.Generator, spurious_strength: float, *, mix_styles: bool = False
+    library: Library,
+    split: Split,
+    rng: np.random.Generator,
+    spurious_strength: float,
+    *,
+    mix_styles: bool = False,
 ) -> ScenePlan:
     """Draw a scene's content.
 
@@ -79,7 +98,12 @@ def plan_scene(
     classes = library.classes_of(style)
     names = _draw_classes(classes, scene, rng)
     for first, second in split.spurious:
-        if first in names and second not in names and second in classes and rng.random() < spurious_strength:
+        if (
+            first in names
+            and second not in names
+            and second in classes
+            and rng.random() < spurious_strength
+        ):
             names.insert(0, second)
     objects = []
     for name in names:
@@ -110,7 +134,13 @@ def _allowed(group: tuple[Sprite, ...], *, is_held_out: bool) -> tuple[Sprite, .
 
 def _plan_object(group: tuple[Sprite, ...], rng: np.random.Generator) -> PlannedObject:
     sprite = group[int(rng.integers(len(group)))]
-    low, high = (0.20, 0.38) if sprite.classname in SMALL else (0.32, 0.62) if sprite.classname in LARGE else (0.25, 0.5)
+    low, high = (
+        (0.20, 0.38)
+        if sprite.classname in SMALL
+        else (0.32, 0.62)
+        if sprite.classname in LARGE
+        else (0.25, 0.5)
+    )
     draws = rng.random(12)
     has_jitter = draws[0] < 0.35
     gain = (0.8 + 0.35 * draws[1:4] if has_jitter else np.ones(3)) * (0.85 + 0.3 * draws[4])
@@ -149,6 +179,14 @@ def colour_name(rgb: NDArray[np.float32]) -> str:
 
 def _hue_name(hue: float, value: float) -> str:
     """Name a hue in degrees; dark orange is brown."""
-    bounds = ((15, "red"), (45, "orange"), (70, "yellow"), (165, "green"), (255, "blue"), (300, "purple"), (345, "pink"))
+    bounds = (
+        (15, "red"),
+        (45, "orange"),
+        (70, "yellow"),
+        (165, "green"),
+        (255, "blue"),
+        (300, "purple"),
+        (345, "pink"),
+    )
     name = next((name for bound, name in bounds if hue < bound), "red")
     return "brown" if name == "orange" and value < 0.65 else name

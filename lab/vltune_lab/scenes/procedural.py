@@ -35,7 +35,9 @@ def _gradient(size: int, top: Pixels, bottom: Pixels) -> Pixels:
     return np.broadcast_to(top * (1 - share) + bottom * share, (size, size, 3)).copy()
 
 
-def _horizon(size: int, rng: np.random.Generator, sky: tuple[Rgb, Rgb], ground: tuple[Rgb, Rgb]) -> Pixels:
+def _horizon(
+    size: int, rng: np.random.Generator, sky: tuple[Rgb, Rgb], ground: tuple[Rgb, Rgb]
+) -> Pixels:
     line = int(size * rng.uniform(0.35, 0.65))
     canvas = np.empty((size, size, 3), dtype=np.float32)
     upper = _gradient(size, _tint(sky[0], rng), _tint(sky[1], rng))
@@ -45,14 +47,18 @@ def _horizon(size: int, rng: np.random.Generator, sky: tuple[Rgb, Rgb], ground: 
 
 
 def _beach(size: int, rng: np.random.Generator) -> Pixels:
-    canvas = _horizon(size, rng, ((120, 180, 235), (190, 220, 240)), ((60, 150, 190), (90, 180, 200)))
+    canvas = _horizon(
+        size, rng, ((120, 180, 235), (190, 220, 240)), ((60, 150, 190), (90, 180, 200))
+    )
     shore = int(size * rng.uniform(0.6, 0.8))
     canvas[shore:] = _tint((225, 205, 150), rng)
     return canvas
 
 
 def _snow(size: int, rng: np.random.Generator) -> Pixels:
-    return _horizon(size, rng, ((150, 180, 215), (215, 225, 235)), ((235, 240, 245), (215, 225, 238)))
+    return _horizon(
+        size, rng, ((150, 180, 215), (215, 225, 235)), ((235, 240, 245), (215, 225, 238))
+    )
 
 
 def _sky(size: int, rng: np.random.Generator) -> Pixels:
@@ -85,7 +91,7 @@ def _bathroom(size: int, rng: np.random.Generator) -> Pixels:
 def _office(size: int, rng: np.random.Generator) -> Pixels:
     canvas = _indoor(size, rng)
     step = max(3, size // 9)
-    canvas[: size // 2, :: step] *= 0.9
+    canvas[: size // 2, ::step] *= 0.9
     return canvas
 
 
@@ -94,7 +100,7 @@ def _indoor(size: int, rng: np.random.Generator) -> Pixels:
     floor = int(size * rng.uniform(0.55, 0.8))
     canvas[floor:] = _tint((135, 100, 70), rng, 40)
     plank = max(3, size // 12)
-    canvas[floor :: plank] *= 0.92
+    canvas[floor::plank] *= 0.92
     return canvas
 
 

@@ -110,7 +110,9 @@ def _background(
     crop = crops[int(rng.integers(len(crops)))]
     side = int(crop.width * (0.7 + 0.3 * rng.random()))
     left, top = (int(rng.integers(crop.width - side + 1)) for _ in range(2))
-    view = crop.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
+    view = crop.resize(
+        (size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side)
+    )
     if rng.random() < 0.5:
         view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return np.asarray(view, dtype=np.float32)
@@ -124,8 +126,12 @@ def _stamp(planned: PlannedObject, size: int) -> Pixels:
     scale = longest / max(source.size)
     radians = math.radians(planned.angle)
     cos, sin = math.cos(radians), math.sin(radians)
-    width = max(3, min(size, math.ceil(scale * (source.width * abs(cos) + source.height * abs(sin)))))
-    height = max(3, min(size, math.ceil(scale * (source.width * abs(sin) + source.height * abs(cos)))))
+    width = max(
+        3, min(size, math.ceil(scale * (source.width * abs(cos) + source.height * abs(sin))))
+    )
+    height = max(
+        3, min(size, math.ceil(scale * (source.width * abs(sin) + source.height * abs(cos))))
+    )
     mirror = -1.0 if planned.is_flipped else 1.0
     a, b = mirror * cos / scale, mirror * sin / scale
     d, e = -sin / scale, cos / scale
@@ -151,7 +157,11 @@ def _trim(stamp: Pixels) -> Pixels:
 
 
 def _find_place(
-    mask: NDArray[np.bool_], owner: NDArray[np.int8], areas: list[int], size: int, rng: np.random.Generator
+    mask: NDArray[np.bool_],
+    owner: NDArray[np.int8],
+    areas: list[int],
+    size: int,
+    rng: np.random.Generator,
 ) -> tuple[int, int] | None:
     """Find a corner where every object already drawn keeps `MIN_VISIBLE` of its pixels."""
     height, width = mask.shape

@@ -71,7 +71,9 @@ class SiteWorld:
         if not self.styles or not self.scenes or self.train < 1:
             raise ConfigError(f"site {self.name!r}: needs styles, scenes and train >= 1")
         if any(len(pair) != 2 for pair in self.spurious):
-            raise ConfigError(f"site {self.name!r}: spurious takes pairs [A, B], got {self.spurious}")
+            raise ConfigError(
+                f"site {self.name!r}: spurious takes pairs [A, B], got {self.spurious}"
+            )
         if any(weight < 0 for weight in self.scenes.values()) or sum(self.scenes.values()) <= 0:
             raise ConfigError(f"site {self.name!r}: scene weights must be >= 0 and not all 0")
 
@@ -127,8 +129,17 @@ def splits_of(world: WorldConfig) -> dict[str, list[Split]]:
     for site in world.sites:
         own = [
             Split(f"{site.name}/train", site.train, site.styles, site.scenes, site.spurious),
-            Split(f"{site.name}/validation", site.validation, site.styles, site.scenes, site.spurious),
-            Split(f"{site.name}/test", site.test, site.styles, site.scenes, site.spurious, is_held_out=True),
+            Split(
+                f"{site.name}/validation", site.validation, site.styles, site.scenes, site.spurious
+            ),
+            Split(
+                f"{site.name}/test",
+                site.test,
+                site.styles,
+                site.scenes,
+                site.spurious,
+                is_held_out=True,
+            ),
         ]
         result[site.name] = [split for split in own if split.num_images]
     everywhere = dict.fromkeys(load_priors().scenes, 1.0)

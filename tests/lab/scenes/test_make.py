@@ -14,7 +14,11 @@ from vltune_lab.scenes.world import SiteWorld, WorldConfig
 
 WORLD = WorldConfig(
     seed=11,
-    sites=(SiteWorld("north", ("emojione1",), {"street": 1.0, "cafe": 1.0}, train=24, validation=6, test=5),),
+    sites=(
+        SiteWorld(
+            "north", ("emojione1",), {"street": 1.0, "cafe": 1.0}, train=24, validation=6, test=5
+        ),
+    ),
     test=10,
     shifted=4,
 )
@@ -51,7 +55,9 @@ def test_the_production_loader_reads_it_back(made: Path) -> None:
     truth = json.loads(site.train.annotations.read_text())
     names = {entry["id"]: entry["name"] for entry in truth["categories"]}
     for row, image in enumerate(truth["images"]):
-        wanted = {names[a["category_id"]] for a in truth["annotations"] if a["image_id"] == image["id"]}
+        wanted = {
+            names[a["category_id"]] for a in truth["annotations"] if a["image_id"] == image["id"]
+        }
         present = {classnames[column] for column in np.flatnonzero(samples.labels[row] == 1)}
         assert present == wanted
     unknown = {classnames[column] for column in np.flatnonzero((samples.labels == -1).any(axis=0))}

@@ -10,7 +10,15 @@ from vltune_lab.scenes.library import FEDERATION_STYLES, PRETRAINING_STYLES, Lib
 from vltune_lab.scenes.plan import colour_name, plan_scene, scene_rng
 from vltune_lab.scenes.procedural import PAINTERS, procedural_background
 from vltune_lab.scenes.render import MIN_VISIBLE, position_name, render_scene
-from vltune_lab.scenes.world import DEMO_WORLD, SiteWorld, Split, WorldConfig, check_world, load_priors, splits_of
+from vltune_lab.scenes.world import (
+    DEMO_WORLD,
+    SiteWorld,
+    Split,
+    WorldConfig,
+    check_world,
+    load_priors,
+    splits_of,
+)
 
 SIZE = 64
 STREET = Split("test/street", 0, ("twemoji",), {"street": 1.0})
@@ -51,18 +59,26 @@ def test_truth_agrees_with_the_owner_map(library: Library) -> None:
 
 
 def test_scenes_have_the_classes_of_their_prior(library: Library) -> None:
-    counts = Counter(obj.sprite.classname for i in range(300) for obj in draw(library, STREET, i)[0].objects)
+    counts = Counter(
+        obj.sprite.classname for i in range(300) for obj in draw(library, STREET, i)[0].objects
+    )
     core = load_priors().scenes["street"].core
     assert sum(counts[name] for name in core) > 0.6 * counts.total()
     weights = load_priors().weights("street", library.classnames)
     assert weights.sum() == pytest.approx(1.0)
-    assert weights[library.classnames.index("car")] > 20 * weights[library.classnames.index("toilet")]
+    assert (
+        weights[library.classnames.index("car")] > 20 * weights[library.classnames.index("toilet")]
+    )
 
 
-def test_spurious_pairs_follow_their_strength_and_the_test_set_breaks_them(library: Library) -> None:
+def test_spurious_pairs_follow_their_strength_and_the_test_set_breaks_them(
+    library: Library,
+) -> None:
     planted = Split("a/train", 0, ("twemoji",), {"street": 1.0}, (("car", "teddy bear"),))
     for split, low, high in ((planted, 0.8, 1.0), (STREET, 0.0, 0.1)):
-        names = [{o.sprite.classname for o in draw(library, split, i)[0].objects} for i in range(300)]
+        names = [
+            {o.sprite.classname for o in draw(library, split, i)[0].objects} for i in range(300)
+        ]
         with_first = [group for group in names if "car" in group]
         share = np.mean(["teddy bear" in group for group in with_first])
         assert len(with_first) > 30
@@ -72,7 +88,9 @@ def test_spurious_pairs_follow_their_strength_and_the_test_set_breaks_them(libra
 def test_held_out_sprites_are_never_in_training(library: Library) -> None:
     def indices(split: Split) -> set[int]:
         plans = (draw(library, split, i)[0] for i in range(300))
-        return {o.sprite.index for plan in plans for o in plan.objects if o.sprite.classname == "car"}
+        return {
+            o.sprite.index for plan in plans for o in plan.objects if o.sprite.classname == "car"
+        }
 
     assert indices(STREET).isdisjoint(indices(replace(STREET, is_held_out=True)))
 
@@ -104,7 +122,11 @@ def test_captions_name_every_class(library: Library) -> None:
         text = caption(scene, np.random.default_rng(index))
         for item in scene.objects:
             assert item.classname in text or plural(item.classname) in text
-    assert (article("apple"), article("car"), article("scissors")) == ("an apple", "a car", "scissors")
+    assert (article("apple"), article("car"), article("scissors")) == (
+        "an apple",
+        "a car",
+        "scissors",
+    )
 
 
 @pytest.mark.parametrize("scene", [*PAINTERS, "some other room"])
@@ -135,7 +157,9 @@ def test_demo_world_is_valid_and_its_pairs_are_not_implied_by_any_scene() -> Non
 )  # fmt: skip
 def test_unknown_scene_style_or_class_is_named(library: Library, change: dict, word: str) -> None:
     site = replace(SiteWorld("a", ("twemoji",), {"street": 1.0}), **change)
-    world = WorldConfig(seed=1, sites=(site,), test_styles=("twemoji",), shifted_styles=("twemoji",))
+    world = WorldConfig(
+        seed=1, sites=(site,), test_styles=("twemoji",), shifted_styles=("twemoji",)
+    )
     with pytest.raises(ConfigError, match=word):
         check_world(world, library.classnames, library.styles)
 

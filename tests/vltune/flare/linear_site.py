@@ -23,6 +23,7 @@ from vltune.participant import Evaluation, Handshake, ShouldStop, TrainingStoppe
 from vltune.seed import derive_seed, torch_generator
 from vltune.site_config import SiteConfig
 
+NUM_FEATURES, NUM_CLASSES = 5, 3
 MARKER = 0.123456789
 """Value of the personal tensor at the start: its bytes must never be on the wire."""
 
@@ -124,3 +125,42 @@ def build_participant(
     """Build the site; the executor finds this function by its dotted path."""
     torch.set_num_threads(threads)
     return LinearSite(job, site, site_name, state_dir)
+
+
+def write_site(folder: Path, name: str, num_examples: int, seed: int) -> None:
+    """Write a site's numbers and its vltune_site.yaml."""
+    generator = torch.Generator().manual_seed(seed)
+    truth = torch.randn(NUM_FEATURES, NUM_CLASSES, generator=torch.Generator().manual_seed(99))
+    folder.mkdir(parents=True)
+    for split, count in (("train", num_examples), ("validation", 41)):
+        x = torch.randn(count, NUM_FEATURES, generator=generator)
+        y = (x @ truth > 0).long()
+        (folder / f"{split}.json").write_text(json.dumps({"x": x.tolist(), "y": y.tolist()}))
+    content = {
+        "site": name,
+        "threads": 1,
+        "train": {"images": "images", "annotations": "train.json"},
+        "validation": {"images": "images", "annotations": "validation.json"},
+    }
+    (folder / "vltune_site.yaml").write_text(yaml.safe_dump(content))
+
+
+def make_job(**changes: Any) -> dict[str, Any]:
+    """A job of the linear method; `federation` keys are merged."""
+    federation = {
+        "rounds": 2,
+        "min_sites": 2,
+        "round_timeout_seconds": 60.0,
+        "prepare_timeout_seconds": 60.0,
+        "tensorboard": False,
+    }
+    federation |= changes.pop("federation", {})
+    return {
+        "name": "linear",
+        "method": "linear",
+        "seed": 34,
+        "participant": "linear_site.build_participant",
+        "learning_rate": 0.5,
+        "federation": federation,
+        **changes,
+    }
