@@ -83,6 +83,8 @@ def run_job(kind: JobKind, options: Options, console: Console | None = None) -> 
     console = console or Console()
     began = time.monotonic()
     start = continue_run(options) if options.resume else new_run(kind, options)
+    if options.environment == "sim":
+        check_sites(start.sites)
     start.run_folder.mkdir(parents=True, exist_ok=True)
     sites = list(start.sites)
     write_json_atomic(start.run_folder / JOB_RECORD, {"job": start.job, "sites": sites})
@@ -168,7 +170,6 @@ def make_recipe(
 
 
 def _simulated(start: Start, options: Options, job_folder: Path, console: Console) -> Path:
-    check_sites(start.sites)
     rounds = start.job["federation"]["rounds"]
     return simulate(
         job_folder,

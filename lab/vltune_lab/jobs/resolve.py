@@ -58,10 +58,9 @@ def resolve_job(
     from_mapping(FederationConfig, job["federation"], f"{path}: federation")
     if isinstance(job.get("conditions"), str):
         job |= read_conditions(job["conditions"], job.get("classnames"), path)
-    if isinstance(job.get("backbone"), Mapping):
-        job["backbone"] = dict(job["backbone"]) | {
-            "weights": find_weights(str(job["backbone"].get("weights", "")), path)
-        }
+    backbone = job.get("backbone")
+    if isinstance(backbone, Mapping) and isinstance(backbone.get("weights"), str):
+        job["backbone"] = {**backbone, "weights": find_weights(backbone["weights"], path)}
     job = json_able(job)
     if kind.check is not None:
         kind.check(job)
