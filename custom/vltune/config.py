@@ -39,7 +39,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
 
 def load_config(cls: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
-    """Read `path` into the frozen dataclass `cls`; `overrides` are `key.sub=value` in YAML syntax."""
+    """Read `path` into the frozen dataclass `cls`; `overrides` are `key.sub=value` in YAML."""
     mapping = apply_overrides(read_mapping(path), overrides)
     return from_mapping(cls, mapping, str(path))
 
@@ -86,7 +86,8 @@ def from_mapping(cls: type[T], mapping: Mapping[str, Any], source: str) -> T:
         source: File (and key) the mapping comes from, for messages.
 
     Raises:
-        ConfigError: Unknown or missing key, wrong type, NaN, or a value that `__post_init__` refuses.
+        ConfigError: Unknown or missing key, wrong type, NaN, or a value that `__post_init__`
+            refuses.
     """
     if not isinstance(mapping, Mapping):
         raise ConfigError(f"{source}: expected a mapping of keys, got {mapping!r}")

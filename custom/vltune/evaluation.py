@@ -26,11 +26,9 @@ def predict_scores(
     logits_of: Callable[[Tensor], Tensor], num_examples: int, batch_size: int = 128
 ) -> NDArray[np.float64]:
     """Probabilities (N, C) in [0, 1] of all examples, batch by batch, without gradients."""
+    batches = torch.arange(num_examples).split(batch_size)  # type: ignore[no-untyped-call] # torch's stub
     with torch.no_grad():
-        parts = [
-            torch.sigmoid(logits_of(indices)).cpu()
-            for indices in torch.arange(num_examples).split(batch_size)
-        ]
+        parts = [torch.sigmoid(logits_of(indices)).cpu() for indices in batches]
     return torch.cat(parts).numpy().astype(np.float64)
 
 

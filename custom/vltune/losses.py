@@ -36,7 +36,8 @@ def asymmetric_loss(
         raise ValueError(f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)} disagree")
     positive, negative = labels == 1, labels == 0
     if not bool((positive | negative | (labels == -1)).all()):
-        raise ValueError(f"labels must be 1, 0 or -1, got {labels.unique().tolist()}")
+        values = labels.unique().tolist()  # type: ignore[no-untyped-call] # torch's stub
+        raise ValueError(f"labels must be 1, 0 or -1, got {values}")
     probability = torch.sigmoid(logits)
     log_positive = F.logsigmoid(logits)
     shifted = (probability - clip).clamp_min(0)

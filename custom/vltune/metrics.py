@@ -91,7 +91,7 @@ def multilabel_metrics(
 
 
 def choose_threshold(scores: Floats, labels: NDArray[np.int8]) -> float:
-    """The threshold of 0.05, 0.10 ... 0.95 with the best CF1 + OF1, for use on *validation* data."""
+    """The threshold of 0.05, 0.10 ... 0.95 with the best CF1 + OF1; only for *validation* data."""
     candidates = np.round(np.arange(0.05, 1.0, 0.05), 2)
     quality = []
     for threshold in candidates:

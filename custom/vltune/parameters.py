@@ -35,7 +35,8 @@ class LocalUpdate:
     Attributes:
         tensors: All shared tensors after local training, CPU fp32.
         num_examples: Training images used, >= 1.
-        metrics: Scalars on the documented allow-list only (loss, seconds, steps, validation metrics).
+        metrics: Scalars on the documented allow-list only (loss, seconds, steps, validation
+            metrics).
         histograms: Score histograms of the received model on local validation data, int32.
     """
 

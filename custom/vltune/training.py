@@ -42,7 +42,8 @@ class TrainingConfig:
     """Optimiser and local schedule of one round.
 
     Attributes:
-        optimizer: The paper uses sgd with learning_rate 1e-3 (arXiv 2605.28347); adamw measured better here.
+        optimizer: The paper uses sgd with learning_rate 1e-3 (arXiv 2605.28347); adamw measured
+            better here.
         learning_rate: Constant within and between rounds.
         momentum: Of sgd.
         weight_decay: Decoupled for adamw, L2 for sgd.
@@ -64,7 +65,8 @@ class TrainingConfig:
             raise ConfigError(f"learning_rate must be positive, got {self.learning_rate}")
         if self.batch_size < 1 or self.local_epochs < 1:
             raise ConfigError(
-                f"batch_size and local_epochs must be >= 1, got {self.batch_size} and {self.local_epochs}"
+                "batch_size and local_epochs must be >= 1, "
+                f"got {self.batch_size} and {self.local_epochs}"
             )
 
 

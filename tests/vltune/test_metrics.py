@@ -31,9 +31,9 @@ def test_agrees_with_scikit_learn_on_ties(seed: int) -> None:
 
 
 def test_cf1_by_hand() -> None:
-    """Class 0: precision 1, recall 1/2. Class 1: precision 1/2, recall 1. Means 3/4 and 3/4: CF1 = 3/4.
+    """Class 0: precision 1, recall 1/2. Class 1: precision 1/2, recall 1.
 
-    Over all: 2 hits of 3 predictions and 3 truths: OF1 = 2/3.
+    Means 3/4 and 3/4: CF1 = 3/4. Over all: 2 hits of 3 predictions and 3 truths: OF1 = 2/3.
     """
     scores = np.array([[0.9, 0.1], [0.1, 0.8], [0.2, 0.9]])
     labels = np.array([[1, 0], [1, 1], [0, 0]], dtype=np.int8)

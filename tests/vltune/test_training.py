@@ -45,7 +45,10 @@ def train(
 
 
 def test_one_step_by_hand() -> None:
-    """W = 0: loss (9 + 36) / 2 = 22.5, gradient mean(2 x (w x - y)) = (-6 - 24) / 2 = -15, w = 0 + 0.1 * 15."""
+    """W = 0: loss (9 + 36) / 2 = 22.5.
+
+    Gradient mean(2 x (w x - y)) = (-6 - 24) / 2 = -15, w = 0 + 0.1 * 15.
+    """
     model = Line()
     assert train(model) == (22.5, 1)
     assert model.w.item() == pytest.approx(1.5)

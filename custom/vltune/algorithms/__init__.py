@@ -1,1 +1,1 @@
-"""One file per federated method: its configuration and its model, assembled from the rooms below."""
+"""One file per federated method: configuration and model, assembled from the rooms below."""

@@ -1,4 +1,4 @@
-"""Publish clip-compact: fp16 safetensors and a card that says how it was made and what it can do."""
+"""Publish clip-compact: fp16 safetensors and a card: how it was made and what it can do."""
 
 import platform
 from dataclasses import asdict
@@ -51,15 +51,19 @@ def publish(
         "weights": {"file": WEIGHTS, "sha256": sha256_file(folder / WEIGHTS), "dtype": "float16",
                     "bytes": (folder / WEIGHTS).stat().st_size},
         "data": {
-            "what": "scenes of the embedded world, rendered while training; no photograph of a person, no web data",
+            "what": "scenes of the embedded world, rendered while training; "
+            "no photograph of a person, no web data",
             "styles": list(PRETRAINING_STYLES),
             "sprites_manifest_sha256": sha256_file(PACKAGED_ASSETS / "sprites" / "manifest.json"),
-            "backgrounds_manifest_sha256": sha256_file(PACKAGED_ASSETS / "backgrounds" / "manifest.json"),
+            "backgrounds_manifest_sha256": sha256_file(
+                PACKAGED_ASSETS / "backgrounds" / "manifest.json"
+            ),
             "images_seen": state.step * config.batch_size,
         },
         "recipe": to_mapping(config),
         "steps": state.step,
-        "hardware": f"{device}, {platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, fp32"
+        "hardware": f"{device}, {platform.processor() or platform.machine()}, "
+        f"{torch.get_num_threads()} threads, fp32"
         if device == "cpu"
         else torch.cuda.get_device_name(),
         "training_seconds": round(state.seconds),
@@ -99,29 +103,34 @@ def measure(folder: Path, seed: int, num_images: int = 2000) -> dict[str, Any]:
 def card_text(card: dict[str, Any]) -> str:
     """The card as Markdown."""
     rows = "\n".join(
-        f"| {name} | {figures['pooled_mAP']:.3f} | {figures['patch_mAP']:.3f} | {figures['pointing']:.3f} "
-        f"| {figures['num_images']} | {figures['num_classes']} |"
+        f"| {name} | {figures['pooled_mAP']:.3f} | {figures['patch_mAP']:.3f} "
+        f"| {figures['pointing']:.3f} | {figures['num_images']} | {figures['num_classes']} |"
         for name, figures in card["zero_shot"].items()
     )
     return f"""# {card["name"]}
 
-A compact CLIP for the embedded world of VLTune: a vision transformer behind a convolutional stem (64 px,
-stride 8), a causal text transformer with CLIP's tokenizer, patch tokens in the joint space. It is for
-demonstration, tests and benchmarks on drawn scenes; it knows nothing of photographs. Licence: {card["licence"]}.
+A compact CLIP for the embedded world of VLTune: a vision transformer behind a convolutional stem
+(64 px, stride 8), a causal text transformer with CLIP's tokenizer, patch tokens in the joint space.
+It is for demonstration, tests and benchmarks on drawn scenes; it knows nothing of photographs.
+Licence: {card["licence"]}.
 
-Zero-shot on unseen scenes ("a photo of a CLASS."), mAP and share of objects whose class's highest patch lies in
-the object's box:
+Zero-shot on unseen scenes ("a photo of a CLASS."), mAP and share of objects whose class's highest
+patch lies in the object's box:
 
 | styles | mAP pooled | mAP patches | pointing | images | classes |
 |---|---|---|---|---|---|
 {rows}
 
-The federation and shifted styles were never seen in pre-training; their figures use held-out drawings and backgrounds.
+The federation and shifted styles were never seen in pre-training; their figures use held-out
+drawings and backgrounds.
 
-- Data: {card["data"]["images_seen"]:,} rendered images of the styles {", ".join(card["data"]["styles"])}.
-- Recipe: {card["steps"]:,} steps, seed {card["recipe"]["seed"]}, batch {card["recipe"]["batch_size"]}, AdamW
-  {card["recipe"]["learning_rate"]}; terms and weights in `card.json`.
+- Data: {card["data"]["images_seen"]:,} rendered images of the styles
+  {", ".join(card["data"]["styles"])}.
+- Recipe: {card["steps"]:,} steps, seed {card["recipe"]["seed"]},
+  batch {card["recipe"]["batch_size"]}, AdamW {card["recipe"]["learning_rate"]};
+  terms and weights in `card.json`.
 - Hardware: {card["hardware"]}; {card["training_seconds"] / 60:.0f} minutes of training steps.
-- Weights: `{card["weights"]["file"]}`, {card["weights"]["bytes"] / 1e6:.1f} MB, sha256 `{card["weights"]["sha256"]}`.
+- Weights: `{card["weights"]["file"]}`, {card["weights"]["bytes"] / 1e6:.1f} MB,
+  sha256 `{card["weights"]["sha256"]}`.
 - Made by: `{card["command"]}` (resumable; the recipe is in `card.json`).
 """

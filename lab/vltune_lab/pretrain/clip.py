@@ -82,7 +82,7 @@ def build_model(folder: Path, seed: int) -> tuple[open_clip.CLIP, open_clip.Simp
 def encode_phrases(
     model: open_clip.CLIP, tokenizer: open_clip.SimpleTokenizer, texts: list[str]
 ) -> Tensor:
-    """Unit-norm text features (N, D); positions after the last end token are cut, which is exact."""
+    """Unit-norm text features (N, D); positions after the last end token are cut: exact."""
     tokens = tokenizer(texts)
     length = int((tokens == tokenizer.eot_token_id).float().argmax(dim=1).max()) + 1
     tokens = tokens[:, :length].to(model.text_projection.device)
@@ -93,7 +93,7 @@ def encode_phrases(
 
 
 def normalise_pixels(images: Tensor) -> Tensor:
-    """Pixels uint8 -> float in [-1, 1], as the model card's preprocessing does (mean and std 0.5)."""
+    """Pixels uint8 -> float in [-1, 1], as the model card's preprocessing (mean and std 0.5)."""
     return images.float().div_(127.5).sub_(1.0)
 
 
@@ -115,7 +115,7 @@ def batch_loss(
         (row, index, distinct[text])
         for (row, index, _), text in zip(colours, colour_texts, strict=True)
     ]
-    # Three passes, as captions are three times as long as phrases and all texts of a pass are padded.
+    # Three passes: captions are three times as long as phrases, all texts of a pass are padded.
     phrases = encode_phrases(model, tokenizer, class_phrases(classnames, rng))
     captions = encode_phrases(model, tokenizer, batch.captions)
     colour_features = encode_phrases(model, tokenizer, list(distinct))
@@ -181,7 +181,7 @@ def start(
         {"params": others, "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
-    # Compiled, the trunk's step is two to three times faster on CPU; its weights are the model's own.
+    # Compiled, the trunk's step is two to three times faster on CPU; the weights are the model's.
     state = PretrainState(
         model, head, optimizer, torch.compile(model.visual.trunk.forward_features)
     )

@@ -1,4 +1,3 @@
-
 """Schema of `summary.json` (docs/run_folder.md): its keys, their types and ranges.
 
 Metrics and probabilities are in [0, 1], sizes in bytes, times in seconds; null means: not measured.

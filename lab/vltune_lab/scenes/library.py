@@ -12,7 +12,7 @@ from PIL import Image
 
 PACKAGED_ASSETS = Path(__file__).resolve().parents[3] / "assets"
 LEVELS = (112, 80, 56, 40, 28, 20)
-"""Longest side of each mip level in pixels: a sprite is drawn from the level just above its size."""
+"""Longest side of each mip level, pixels: a sprite is drawn from the level just above its size."""
 
 PRETRAINING_STYLES = ("fluent3d", "fluentflat", "noto", "openmoji")
 FEDERATION_STYLES = ("twemoji", "notov1", "emojione1")
@@ -84,7 +84,8 @@ def load_library(
     unknown = [style for style in wanted if style not in manifest["styles"]]
     if unknown:
         raise AssetError(
-            f"styles {unknown} are not in {assets}/sprites/manifest.json; it has {sorted(manifest['styles'])}"
+            f"styles {unknown} are not in {assets}/sprites/manifest.json; "
+            f"it has {sorted(manifest['styles'])}"
         )
     sprites: dict[tuple[str, str], list[Sprite]] = {}
     for style in wanted:

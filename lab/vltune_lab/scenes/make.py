@@ -108,7 +108,8 @@ def write_split(library: Library, config: WorldConfig, split: Split, folder: Pat
         captions.append({"id": index, "image_id": index, "caption": text})
         for item in scene.objects:
             annotations.append({
-                "id": len(annotations) + 1, "image_id": index, "category_id": category_ids[item.classname],
+                "id": len(annotations) + 1, "image_id": index,
+                "category_id": category_ids[item.classname],
                 "bbox": list(item.box), "area": item.area, "iscrowd": 0,
                 "colour": item.colour, "position": item.position, "visible": round(item.visible, 4),
             })  # fmt: skip

@@ -14,8 +14,9 @@ OBJECT_COUNTS = (0.10, 0.24, 0.28, 0.20, 0.12, 0.06)
 REPEAT_PROBABILITY = 0.22
 """A further object repeats a class that is there already, so that counts can be learnt."""
 SMALL = frozenset(
-    "knife spoon scissors toothbrush apple orange banana carrot donut cup computer_mouse cell_phone frisbee "
-    "sports_ball wine_glass bottle book clock handbag bird keyboard".replace("_", " ").split()
+    "knife spoon scissors toothbrush apple orange banana carrot donut cup computer_mouse "
+    "cell_phone frisbee sports_ball wine_glass bottle book clock handbag bird "
+    "keyboard".replace("_", " ").split()
 ) | {"computer mouse", "cell phone", "sports ball", "wine glass"}
 LARGE = frozenset(
     {

@@ -12,7 +12,7 @@ from vltune_lab.scenes.plan import PlannedObject, ScenePlan
 from vltune_lab.scenes.procedural import procedural_background
 
 MIN_VISIBLE = 0.4
-"""Every drawn object keeps at least this share of its pixels visible; else a place is sought anew."""
+"""A drawn object keeps at least this share of its pixels visible; else a new place is sought."""
 PLACEMENT_TRIES = 6
 MATCHED_BACKGROUND = 0.75
 """Share of images whose background shows their scene type; the others take any."""
@@ -63,7 +63,7 @@ class Scene:
 def render_scene(
     library: Library, plan: ScenePlan, size: int, rng: np.random.Generator, *, is_held_out: bool
 ) -> Scene:
-    """Draw a plan at `size` pixels; an object that finds no visible place is left out and not labelled."""
+    """Draw a plan at `size` pixels; an object without a visible place is left out, not labelled."""
     canvas = _background(library, plan.scene, size, rng, is_held_out=is_held_out)
     owner = np.full((size, size), -1, dtype=np.int8)
     areas: list[int] = []
@@ -119,7 +119,7 @@ def _background(
 
 
 def _stamp(planned: PlannedObject, size: int) -> Pixels:
-    """Scale, rotate, flip and tint a sprite: (h, w, 4), RGB premultiplied in [0, 255], alpha in [0, 1]."""
+    """Scale, rotate, flip, tint a sprite: (h, w, 4), RGB premultiplied [0, 255], alpha [0, 1]."""
     longest = max(6, round(planned.size * size))
     level = next((index for index in range(len(LEVELS) - 1, -1, -1) if LEVELS[index] >= longest), 0)
     source = planned.sprite.levels[level]

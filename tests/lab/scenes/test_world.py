@@ -101,9 +101,10 @@ def test_styles_of_pretraining_and_federation_are_disjoint() -> None:
 
 @pytest.mark.parametrize(
     ("rgb", "name"),
-    [((255, 0, 0), "red"), ((10, 10, 10), "black"), ((250, 250, 250), "white"), ((128, 128, 128), "grey"),
-     ((0, 200, 0), "green"), ((20, 40, 220), "blue"), ((255, 230, 40), "yellow"), ((255, 140, 0), "orange"),
-     ((120, 70, 20), "brown"), ((150, 40, 200), "purple"), ((255, 105, 180), "pink"), ((999, -5, 0), "red")],
+    [((255, 0, 0), "red"), ((10, 10, 10), "black"), ((250, 250, 250), "white"),
+     ((128, 128, 128), "grey"), ((0, 200, 0), "green"), ((20, 40, 220), "blue"),
+     ((255, 230, 40), "yellow"), ((255, 140, 0), "orange"), ((120, 70, 20), "brown"),
+     ((150, 40, 200), "purple"), ((255, 105, 180), "pink"), ((999, -5, 0), "red")],
 )  # fmt: skip
 def test_colour_names(rgb: tuple[int, int, int], name: str) -> None:
     assert colour_name(np.array(rgb, dtype=np.float32)) == name
@@ -153,8 +154,12 @@ def test_demo_world_is_valid_and_its_pairs_are_not_implied_by_any_scene() -> Non
 
 @pytest.mark.parametrize(
     ("change", "word"),
-    [({"scenes": {"moon": 1.0}}, "moon"), ({"styles": ("crayon",)}, "crayon"), ({"spurious": (("car", "dragon"),)}, "dragon")],
-)  # fmt: skip
+    [
+        ({"scenes": {"moon": 1.0}}, "moon"),
+        ({"styles": ("crayon",)}, "crayon"),
+        ({"spurious": (("car", "dragon"),)}, "dragon"),
+    ],
+)
 def test_unknown_scene_style_or_class_is_named(library: Library, change: dict, word: str) -> None:
     site = replace(SiteWorld("a", ("twemoji",), {"street": 1.0}), **change)
     world = WorldConfig(
