@@ -1,9 +1,10 @@
 """FedMPT: federated multi-label prompt tuning (arXiv 2605.28347), `variant: paper`.
 
-One step a line: condition prompts -> text features (K, C, D); per-condition adapters on frozen patch
-features -> similarities (B, K, M, C); condition-guided optimal transport -> scores psi (B, K, C); a
-gate over conditions -> logits (B, C); asymmetric loss with unknown labels masked. Prompts, adapters,
-gate and head are shared; nothing is personal; the two towers are frozen and live outside the model.
+One step a line: condition prompts -> text features (K, C, D); per-condition adapters on frozen
+patch features -> similarities (B, K, M, C); condition-guided optimal transport -> scores psi
+(B, K, C); a gate over conditions -> logits (B, C); asymmetric loss with unknown labels masked.
+Prompts, adapters, gate and head are shared; nothing is personal; the two towers are frozen and
+live outside the model.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -35,6 +36,13 @@ class LossConfig:
     gamma_pos: float = 1.0
     clip: float = 0.05
 
+    def __post_init__(self) -> None:
+        if min(self.gamma_neg, self.gamma_pos) < 0 or not 0 <= self.clip < 1:
+            raise ConfigError(
+                "loss: needs gamma_neg and gamma_pos >= 0 and clip in [0, 1), got "
+                f"{self.gamma_neg}, {self.gamma_pos} and {self.clip}"
+            )
+
 
 @dataclass(frozen=True)
 class FedMPTConfig:
@@ -52,8 +60,9 @@ class FedMPTConfig:
         alpha: Adapter scale is alpha / rank.
         gate_rank: Width of the low-rank router.
         gate_input: What the router sees.
-        head_scale: Initial scale before the sigmoid; learnt. A unit-mass plan makes psi about sim / C,
-            hence the factor C inside psi and a learnt scale and bias (spec: a working head needs them).
+        head_scale: Initial scale before the sigmoid; learnt. A unit-mass plan makes psi about
+            sim / C, hence the factor C inside psi and a learnt scale and bias (spec: a working
+            head needs them).
         head_bias: Initial bias; learnt.
         transport: Marginals, epsilon, solver.
         loss: Asymmetric loss.
@@ -78,6 +87,8 @@ class FedMPTConfig:
     def __post_init__(self) -> None:
         if min(self.condition_length, self.class_length, self.rank, self.gate_rank) < 1:
             raise ConfigError("condition_length, class_length, rank and gate_rank must be >= 1")
+        if self.head_scale <= 0:
+            raise ConfigError(f"head_scale must be > 0, got {self.head_scale}")
         if not (self.prompts or self.adapters or self.gate):
             raise ConfigError(
                 "prompts, adapters and gate are all off: only the head would be trained"
