@@ -56,7 +56,7 @@ _META = frozenset(
         MetaKey.FILTER_HISTORY,  # names of FLARE filters that ran before
     }
 )
-_MAX_TEXT = 300
+_MAX_TEXT = 8192
 
 
 class BlockedError(ValueError):

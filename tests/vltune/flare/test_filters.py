@@ -140,5 +140,5 @@ def test_a_failed_task_passes_as_its_reason_alone() -> None:
 
 def test_a_handshake_of_other_facts_is_blocked() -> None:
     initial = {"bias": torch.zeros(3), "weight": torch.ones(2, 3)}
-    for facts in ({"patients": "secret"}, {"vltune": "x" * 999}):
+    for facts in ({"patients": "secret"}, {"vltune": "x" * 9999}):
         assert not passes(handshake_reply(Handshake(SPEC, initial, "ff", 5, 7, facts), {}))
