@@ -24,8 +24,22 @@ def register(app: typer.Typer) -> None:
     """Add the lab's commands; called through the entry point group `vltune.commands`."""
     app.add_typer(scenes_app, name="scenes")
     app.add_typer(pretrain_app, name="pretrain")
+    app.command("demo")(demo)
     register_report(app)
     register_bench(app)
+
+
+def demo(
+    world: Annotated[Path, typer.Option(help="Folder of the world, made once.")] = Path("build/world"),
+    out: Annotated[Path, typer.Option(help="Folder of all runs.")] = Path("runs"),
+    name: Annotated[str, typer.Option(help="Name of the run.")] = "",
+    seed: Annotated[int, typer.Option(help="Seed of the run.")] = 7,
+    overrides: Overrides = [],  # noqa: B006 - typer reads the default once
+) -> None:
+    """Train FedMPT over the sites of the embedded world, through FLARE's simulator."""
+    from vltune_lab.demo import DemoOptions, run_demo
+
+    run_demo(DemoOptions(world, out, name, seed, tuple(overrides)), console)
 
 
 @scenes_app.command("make")

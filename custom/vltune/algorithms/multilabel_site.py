@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from vltune import __version__
 from vltune.backbones.clip import BackboneConfig, ClipBackbone, load_clip
 from vltune.conditions import ConditionSet, conditions_from_mapping
-from vltune.config import from_mapping
+from vltune.config import ConfigError, from_mapping
 from vltune.data.multilabel import MultiLabelSamples, load_coco_instances, read_image
 from vltune.evaluation import evaluate_scores, predict_scores
 from vltune.features import EncodingStopped, FeatureCache, FeatureSet
@@ -74,20 +74,31 @@ class MultiLabelJob:
     Attributes:
         seed: Run seed.
         classnames: C class names, in order.
+        conditions: Content of the condition cache.
         backbone: Frozen CLIP.
         training: Optimiser and local schedule.
         threshold: Of CF1 and OF1.
-        min_cell: Smallest number of images that a released histogram bin may describe.
+        min_cell: Classes with fewer present or absent images are left out of the histograms.
         encode_batch_size: Images a pass through the frozen tower.
     """
 
     seed: int
     classnames: tuple[str, ...]
+    conditions: dict[str, Any]
     backbone: BackboneConfig
     training: TrainingConfig
     threshold: float = 0.5
     min_cell: int = 5
     encode_batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.threshold <= 1:
+            raise ConfigError(f"threshold must be in [0, 1], got {self.threshold}")
+        if min(self.min_cell, self.encode_batch_size) < 1:
+            raise ConfigError(
+                "min_cell and encode_batch_size must be >= 1, got "
+                f"{self.min_cell} and {self.encode_batch_size}"
+            )
 
 
 @dataclass(frozen=True)
@@ -141,11 +152,9 @@ class MultiLabelParticipant:
     def prepare(self, should_stop: ShouldStop) -> Handshake:
         """Load backbone and data, encode each image once, build the model from the run's seed."""
         began = time.perf_counter()
-        backbone = load_clip(self._backbone_config())
-        self.backbone = backbone
+        backbone = self.load_model()
         self.train_split = self.encode_split(self.site.train, should_stop)
         self.validation_split = self.encode_split(self.site.validation, should_stop)
-        self.model = self.build_model(backbone, self.conditions, self.job.seed)
         initial = shared_state(self.model, self.model.shared_keys())
         encoded = self.train_split.features.num_encoded + self.validation_split.features.num_encoded
         log.info("ready in %.1f s; %d images encoded", time.perf_counter() - began, encoded)
@@ -163,6 +172,12 @@ class MultiLabelParticipant:
                 "conditions": ", ".join(self.conditions.names),
             },
         )
+
+    def load_model(self) -> ClipBackbone:
+        """Load the backbone and build the model at its seeded start; no data is touched."""
+        self.backbone = load_clip(self._backbone_config())
+        self.model = self.build_model(self.backbone, self.conditions, self.job.seed)
+        return self.backbone
 
     def evaluate(self, shared: dict[str, Tensor]) -> Evaluation:
         """Measure the received model on the site's validation images."""
@@ -268,7 +283,7 @@ class MultiLabelParticipant:
 
     def predict(self, split: EncodedSplit) -> NDArray[np.float64]:
         """Probabilities (N, C) of the model as it is now."""
-        model, _, _ = self._ready()
+        model = self.model
         model.eval()
         with torch.no_grad():
             predict = model.predictor()
@@ -287,8 +302,8 @@ def zero_shot_scores(
     """Scores of CLIP without any training, from "a photo of a CLASS.".
 
     Returns:
-        `pooled`: sigmoid of the scaled cosine of the image feature, (N, C); `patch`: the same of the
-        highest patch. Sigmoids keep the order of cosines; they are no calibrated probabilities.
+        `pooled`: sigmoid of the scaled cosine of the image feature, (N, C); `patch`: the same of
+        the highest patch. Sigmoids keep the order of cosines; they are no calibrated probabilities.
     """
     text = zero_shot_text_features(backbone, classnames)
 
@@ -322,7 +337,7 @@ def make_participant(
     known = {key: job[key] for key in MultiLabelJob.__dataclass_fields__ if key in job}
     parsed = from_mapping(MultiLabelJob, known, "the job")
     conditions = conditions_from_mapping(
-        job["conditions"], parsed.classnames, "the job's conditions"
+        parsed.conditions, parsed.classnames, "the job's conditions"
     )
     return MultiLabelParticipant(parsed, conditions, build_model, site, site_name)
 

@@ -1,7 +1,7 @@
 """What job.py measures itself once a multi-label run is complete: the test set that no site owns.
 
-The set is named by the environment variable VLTUNE_GLOBAL_TEST, a vltune_site.yaml whose `test:` (or
-else `validation:`) is the set. Without it the summary keeps the figures that the sites sent.
+The set is named by the environment variable VLTUNE_GLOBAL_TEST: a folder with images/ and
+instances.json (COCO). Without it the summary keeps the figures that the sites sent.
 """
 
 import os
@@ -19,8 +19,8 @@ from vltune.algorithms.multilabel_site import (
     zero_shot_scores,
 )
 from vltune.metrics import MultiLabelMetrics, multilabel_metrics
-from vltune.parameters import apply_shared
-from vltune.site_config import read_site_config
+from vltune.parameters import apply_shared, shared_state
+from vltune.site_config import SiteConfig, Split
 from vltune_lab.report.examples import write_examples
 from vltune_lab.report.html import build_report
 from vltune_lab.report.summary import write_summary
@@ -49,17 +49,18 @@ def finish(run_folder: Path, job: dict[str, Any], summary: dict[str, Any]) -> di
 
 def measure(run_folder: Path, job: Mapping[str, Any], place: Path) -> dict[str, Any]:
     """Measure zero-shot, the untrained and the trained model on the global test set."""
-    site = read_site_config(place)
+    files = Split(images=place / "images", annotations=place / "instances.json")
+    site = SiteConfig(train=files, validation=files, cache_dir=place / "vltune_cache")
     participant = build_participant(job, site, "global", run_folder, threads=os.cpu_count() or 1)
-    handshake = participant.prepare(lambda: False)
-    split = participant.encode_split(site.test or site.validation)
-    model, backbone = participant.model, participant.backbone
-    assert backbone is not None  # prepare() loaded it
+    backbone = participant.load_model()
+    model = participant.model
+    initial = shared_state(model, model.shared_keys())
+    split = participant.encode_split(files)
     zero_shot = {
         name: _score(scores, split, job, with_threshold=False)
         for name, scores in zero_shot_scores(backbone, split, job["classnames"]).items()
     }
-    before = _reading(participant, model, handshake.initial, split, job)
+    before = _reading(participant, model, initial, split, job)
     final = load_file(run_folder / "global_adapter.safetensors")
     federated = _reading(participant, model, final, split, job)
     write_examples(
