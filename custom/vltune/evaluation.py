@@ -1,6 +1,6 @@
 """A model on a site's own labelled images: scores, metrics, and histograms that may leave."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,15 +45,9 @@ def evaluate_scores(
         scores: Probabilities, (N, C).
         labels: (N, C), 1, 0 or -1 for unknown.
         threshold: For CF1 and OF1; configuration, never chosen on test data.
-        min_cell: Smallest number of images that a released histogram bin may describe.
+        min_cell: Classes with fewer present or absent images are left out of the histograms.
     """
     return SiteEvaluation(
         metrics=multilabel_metrics(scores, labels, threshold),
         histograms=score_histograms(scores, labels, min_cell=min_cell),
     )
-
-
-def mean_of(values: Iterable[float]) -> float:
-    """Mean of finite values; NaN where there are none."""
-    finite = [value for value in values if np.isfinite(value)]
-    return float(np.mean(finite)) if finite else float("nan")
