@@ -17,11 +17,12 @@ from rich.console import Console
 from vltune.config import ConfigError, apply_overrides
 from vltune.files import write_json_atomic
 from vltune.flare.persistor import round_file
+from vltune.flare.run_log import STATE_FILE
 from vltune_lab.jobs.collect import ADAPTERS, collect, read_state, summarise
 from vltune_lab.jobs.follow import printer
 from vltune_lab.jobs.remote import DEFAULT_USER, open_session, run_remote
 from vltune_lab.jobs.resolve import Job, JobKind, resolve_job
-from vltune_lab.jobs.simulate import SERVER_FOLDER, RunFailedError, check_sites, simulate
+from vltune_lab.jobs.simulate import RunFailedError, check_sites, simulate
 from vltune_lab.report.summary import write_summary
 
 if TYPE_CHECKING:
@@ -133,9 +134,7 @@ def continue_run(options: Options) -> Start:
     if not record.exists():
         raise ConfigError(f"{run_folder}: holds no {JOB_RECORD}; give the folder of a run.")
     content = json.loads(record.read_text())
-    interrupted = run_folder / FLARE_FOLDER / "workspace" / SERVER_FOLDER
-    if read_state(interrupted):
-        collect(interrupted, run_folder)
+    bring_home_what_is_left(run_folder)
     state = read_state(run_folder)
     done = state.get("completed_rounds", -1)
     adapter = run_folder / ADAPTERS / round_file(done)
@@ -154,6 +153,14 @@ def continue_run(options: Options) -> Start:
         "best_map": float(best.get("mAP", -1.0)),
     }
     return Start(job, run_folder, options.sites or tuple(content["sites"]), resume, adapter)
+
+
+def bring_home_what_is_left(run_folder: Path) -> None:
+    """Collect the rounds of a run that failed or was interrupted, wherever it left them."""
+    known = read_state(run_folder).get("completed_rounds", -1)
+    for path in sorted((run_folder / FLARE_FOLDER).rglob(STATE_FILE)):
+        if read_state(path.parent).get("completed_rounds", -1) > known:
+            known = collect(path.parent, run_folder)["completed_rounds"]
 
 
 def make_recipe(

@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 
 from vltune.config import ConfigError
+from vltune.flare.federation import FederationError
 from vltune.flare.persistor import read_adapter, round_file
 from vltune_lab.jobs.in_process import run_in_process
-from vltune_lab.jobs.launch import JOB_RECORD, main, site_names
+from vltune_lab.jobs.launch import JOB_RECORD, Options, continue_run, main, site_names
 from vltune_lab.jobs.resolve import resolve_job
 from vltune_lab.report.summary import load_summary
 
@@ -64,6 +65,22 @@ def test_export_writes_the_job_and_stops(kind: Any, tmp_path: Path, capsys: Any)
     job = json.loads((out / "linear/app/config/vltune_job.json").read_text())
     assert (job["seed"], job["method"]) == (77, "Linear")
     assert (out / "linear/app/custom/vltune/__init__.py").exists()
+
+
+def test_a_failed_run_can_be_continued(kind: Any, tmp_path: Path) -> None:
+    """Round 1 failed for want of a quorum; round 0 is complete and comes home."""
+    linear, home = kind(trouble={"site-2": [1, "value"]}), tmp_path / "runs" / "x"
+    job = resolve_job(linear)
+    with pytest.raises(FederationError, match="row 3 is wrong"):
+        run_in_process(job, ("site-1", "site-2"), home / "flare")
+    (home / JOB_RECORD).write_text(json.dumps({"job": job, "sites": ["site-1", "site-2"]}))
+    start = continue_run(Options(resume=home, overrides=("trouble={}",)))
+    assert start.sites == ("site-1", "site-2")
+    assert start.job["trouble"] == {}
+    assert start.resume is not None
+    assert start.resume["start_round"] == 1
+    assert start.adapter == home / "adapters" / round_file(1)
+    assert read_adapter(start.adapter)[1]["round"] == 1
 
 
 @pytest.mark.flare
