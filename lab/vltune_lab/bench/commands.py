@@ -34,6 +34,23 @@ def speed(
     show(path)
 
 
+@bench_app.command("fedmpt-demo")
+def fedmpt_demo(
+    quick: Quick = False,
+    seeds: Annotated[str, typer.Option(help="Comma-separated run seeds.")] = "7,8,9",
+    world: Annotated[Path, typer.Option(help="Folder of the demo world.")] = Path("build/world"),
+    out: Annotated[Path, typer.Option(help="Result file.")] = RESULTS_FOLDER / "fedmpt-demo.json",
+) -> None:
+    """FedMPT against zero-shot on the embedded world, one demo run a seed."""
+    from vltune_lab.bench.fedmpt_demo import run_fedmpt_demo
+
+    numbers = [int(text) for text in seeds.split(",")]
+    rows = run_fedmpt_demo(numbers, world, Console(), quick=quick)
+    command = f"vltune bench fedmpt-demo --seeds {seeds}" + (" --quick" if quick else "")
+    content = {"protocol": "fedmpt-demo", **provenance(command), "rows": rows}
+    show(write_results(out, content))
+
+
 @bench_app.command("tables")
 def tables(
     check: Annotated[bool, typer.Option("--check", help="Only say whether they differ.")] = False,
