@@ -25,7 +25,12 @@ WEIGHTS = "open_clip_model.safetensors"
 
 
 def publish(
-    state: PretrainState, config: PretrainConfig, folder: Path, device: str
+    state: PretrainState,
+    config: PretrainConfig,
+    folder: Path,
+    device: str,
+    *,
+    num_images: int = 2000,
 ) -> dict[str, Any]:
     """Write weights (fp16), measure them as they will be loaded, write card.json and README.md.
 
@@ -34,12 +39,14 @@ def publish(
         config: Its recipe.
         folder: Model folder; holds open_clip_config.json.
         device: Where it was trained, for the card.
+        num_images: Scenes of each group of styles to measure on.
 
     Returns:
         The card.
     """
+    # Counters stay integers: batch norm's would be infinite in fp16 after 65,504 steps.
     half = {
-        name: value.detach().cpu().half().contiguous()
+        name: (value.half() if value.is_floating_point() else value).cpu().contiguous()
         for name, value in state.model.state_dict().items()
     }
     with atomic_path(folder / WEIGHTS) as temporary:
@@ -69,7 +76,7 @@ def publish(
         "training_seconds": round(state.seconds),
         "torch": torch.__version__,
         "command": "vltune pretrain clip",
-        "zero_shot": measure(folder, config.seed),
+        "zero_shot": measure(folder, config.seed, num_images),
     }  # fmt: skip
     write_json_atomic(folder / "card.json", card)
     write_bytes_atomic(folder / "README.md", card_text(card).encode())

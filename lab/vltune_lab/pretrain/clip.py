@@ -168,7 +168,12 @@ class PretrainState:
 
 
 def start(
-    config: PretrainConfig, model_folder: Path, checkpoint: Path, device: str
+    config: PretrainConfig,
+    model_folder: Path,
+    checkpoint: Path,
+    device: str,
+    *,
+    compile_trunk: bool = True,
 ) -> tuple[PretrainState, open_clip.SimpleTokenizer]:
     """Build the state, continuing from the checkpoint where there is one."""
     model, tokenizer = build_model(model_folder, config.seed)
@@ -182,9 +187,8 @@ def start(
     ]
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
     # Compiled, the trunk's step is two to three times faster on CPU; the weights are the model's.
-    state = PretrainState(
-        model, head, optimizer, torch.compile(model.visual.trunk.forward_features)
-    )
+    trunk = model.visual.trunk.forward_features
+    state = PretrainState(model, head, optimizer, torch.compile(trunk) if compile_trunk else trunk)
     if checkpoint.exists():
         state.load(checkpoint)
     return state, tokenizer
@@ -199,7 +203,13 @@ def learning_rate_at(step: int, config: PretrainConfig) -> float:
 
 
 def pretrain(
-    config: PretrainConfig, *, model_folder: Path, work: Path, device: str = "cpu", workers: int = 1
+    config: PretrainConfig,
+    *,
+    model_folder: Path,
+    work: Path,
+    device: str = "cpu",
+    workers: int = 1,
+    compile_trunk: bool = True,
 ) -> PretrainState:
     """Train to `config.steps`, checkpointing in `work`; called again, it continues.
 
@@ -209,10 +219,12 @@ def pretrain(
         work: Holds checkpoint.pt and log.jsonl.
         device: cpu or cuda.
         workers: Rendering processes.
+        compile_trunk: Pays after some hundred steps; the same up to rounding.
     """
     work.mkdir(parents=True, exist_ok=True)
     library = load_library(styles=PRETRAINING_STYLES)
-    state, tokenizer = start(config, model_folder, work / "checkpoint.pt", device)
+    checkpoint = work / "checkpoint.pt"
+    state, tokenizer = start(config, model_folder, checkpoint, device, compile_trunk=compile_trunk)
     stream = SceneStream(
         library,
         seed=config.seed,
@@ -239,7 +251,7 @@ def pretrain(
                 with (work / "log.jsonl").open("a") as log:
                     log.write(json.dumps(line) + "\n")
             if state.step % config.checkpoint_every == 0 or state.step == config.steps:
-                state.save(work / "checkpoint.pt")
+                state.save(checkpoint)
     (work / "recipe.json").write_text(json.dumps(to_mapping(config), indent=2))
     return state
 

@@ -102,6 +102,8 @@ def grounded_loss(similarity: Tensor, patch_labels: Tensor, scale: Tensor) -> Te
         patch_labels: (B, M), -1 where the patch shows no object.
         scale: Logit scale, scalar.
     """
+    if not (patch_labels >= 0).any():  # cross entropy's mean over nothing is NaN
+        return similarity.sum() * 0
     return F.cross_entropy(
         scale * similarity.flatten(0, 1), patch_labels.flatten(), ignore_index=-1
     )

@@ -25,8 +25,8 @@ class SceneBatch:
     Attributes:
         images: (B, 3, H, W), uint8.
         labels: Classes in each image, (B, C), bool.
-        patch_labels: Class index of what fills most of each patch's object pixels, -1 where less
-            than a quarter of the patch shows an object, (B, M), int64.
+        patch_labels: Class index of the object that fills most of each patch, -1 where none fills
+            a quarter of it, (B, M), int64.
         captions: B sentences.
         colours: (image, class index, colour name) of single coloured objects.
     """
