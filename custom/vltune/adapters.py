@@ -58,19 +58,38 @@ class ConditionAdapters(nn.Module):
 
         Returns:
             (B, K, M, C).
+
+        Raises:
+            ValueError: A shape does not fit the adapters.
         """
-        (B, M, D), (K, _, r) = patch_features.shape, self.down.shape
+        self._check(patch_features, text_features)
+        (K, D, r), C = self.down.shape, text_features.shape[1]
+        B, M, _ = patch_features.shape
+        texts = text_features.expand(K, C, D)
         flat = patch_features.reshape(B * M, D)
-        # One product with all conditions' factors side by side: (D, K r) twice.
-        hidden = self.scale * (flat @ self.down.permute(1, 0, 2).reshape(D, K * r))
-        projected = flat @ self.up.permute(2, 0, 1).reshape(D, K * r)
-        hidden = hidden.view(B, M, K, r).transpose(1, 2)  # (B, K, M, r)
-        projected = projected.view(B, M, K, r).transpose(1, 2)
-        texts = text_features.expand(K, -1, -1)
-        dot = torch.matmul(patch_features.unsqueeze(1), texts.transpose(1, 2))
-        dot = dot + torch.matmul(hidden, torch.matmul(self.up, texts.transpose(1, 2)))
-        gram = torch.matmul(self.up, self.up.transpose(1, 2))  # (K, r, r)
-        square = flat.pow(2).sum(dim=-1).view(B, 1, M)
-        square = square + (hidden * (2 * projected + torch.matmul(hidden, gram))).sum(dim=-1)
+        # All conditions' factors side by side make one product; conditions come first afterwards,
+        # so that no product broadcasts (a broadcast matmul would copy V for each condition).
+        hidden = self.scale * (flat @ self.down.transpose(0, 1).reshape(D, K * r))
+        hidden = hidden.view(B * M, K, r).transpose(0, 1)  # (K, B M, r)
+        frozen = (flat @ texts.reshape(K * C, D).T).view(B * M, K, C).transpose(0, 1)
+        dot = torch.baddbmm(frozen, hidden, self.up @ texts.transpose(1, 2))
+        cosine = dot * self._inverse_norm(flat, hidden).unsqueeze(-1)
+        return cosine.view(K, B, M, C).transpose(0, 1)
+
+    def _inverse_norm(self, flat: Tensor, hidden: Tensor) -> Tensor:
+        """1 / |V_k|, (K, B M), of V (B M, D) and h (K, B M, r)."""
+        K, r, D = self.up.shape
+        projected = (flat @ self.up.reshape(K * r, D).T).view(-1, K, r).transpose(0, 1)
+        gram = self.up @ self.up.transpose(1, 2)  # (K, r, r)
+        change = (hidden * (2 * projected + hidden @ gram)).sum(dim=-1)
+        square = flat.square().sum(dim=-1) + change
         # Rounding can push the square of a vanishing vector below zero.
-        return dot * square.clamp_min(1e-12).rsqrt().unsqueeze(-1)
+        return square.clamp_min(1e-12).rsqrt()
+
+    def _check(self, patch_features: Tensor, text_features: Tensor) -> None:
+        K, D, _ = self.down.shape
+        patches, texts = tuple(patch_features.shape), tuple(text_features.shape)
+        if len(patches) != 3 or patches[-1] != D:
+            raise ValueError(f"expected patch features (B, M, {D}), got {patches}")
+        if len(texts) != 3 or texts[0] not in (1, K) or texts[-1] != D:
+            raise ValueError(f"expected text features ({K} or 1, C, {D}), got {texts}")

@@ -41,11 +41,14 @@ def test_start_is_the_frozen_model() -> None:
 def test_low_rank_form_equals_the_plain_path_with_gradients() -> None:
     adapters, (patches, texts) = trained_adapters(), inputs()
     weights = torch.randn(B, K, M, C, generator=torch.Generator().manual_seed(2))
+    patches.requires_grad_()
+    texts.requires_grad_()
+    leaves = [adapters.down, adapters.up, patches, texts]
     fast = adapters.cosine_similarity(patches, texts)
     plain = torch.einsum("bkmd,kcd->bkmc", F.normalize(adapters(patches), dim=-1), texts)
     assert torch.allclose(fast, plain, atol=1e-5)
-    fast_gradients = torch.autograd.grad((fast * weights).sum(), [adapters.down, adapters.up])
-    plain_gradients = torch.autograd.grad((plain * weights).sum(), [adapters.down, adapters.up])
+    fast_gradients = torch.autograd.grad((fast * weights).sum(), leaves)
+    plain_gradients = torch.autograd.grad((plain * weights).sum(), leaves)
     for ours, theirs in zip(fast_gradients, plain_gradients, strict=True):
         assert torch.allclose(ours, theirs, atol=1e-5)
 
@@ -64,3 +67,11 @@ def test_same_generator_same_start_and_wrong_sizes_are_refused() -> None:
     assert torch.equal(first.down, second.down)
     with pytest.raises(ValueError, match="rank >= 1"):
         ConditionAdapters(K, D, 0, 8.0, torch.Generator())
+
+
+def test_features_of_another_backbone_are_refused() -> None:
+    adapters, (patches, texts) = trained_adapters(), inputs()
+    with pytest.raises(ValueError, match=r"\(B, M, 11\), got \(2, 3, 10\)"):
+        adapters.cosine_similarity(patches[..., 1:], texts)
+    with pytest.raises(ValueError, match=r"got \(2, 7, 11\)"):
+        adapters.cosine_similarity(patches, texts[:2])
