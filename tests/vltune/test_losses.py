@@ -41,8 +41,37 @@ def test_easy_negatives_below_the_shift_are_ignored_and_extremes_are_finite() ->
     assert torch.isfinite(logits.grad).all()
 
 
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 3.0])
+def test_gradients_stay_finite_for_every_focusing(gamma: float) -> None:
+    """A power below 1 has an infinite slope at 0, which easy labels reach (p < clip, p = 1)."""
+    logits = torch.tensor([[-9.0, 60.0, -60.0, 0.3]], requires_grad=True)
+    for labels in (torch.tensor([[0, 1, 0, 1]]), torch.tensor([[1, 0, 1, 0]])):
+        loss = asymmetric_loss(logits, labels, gamma_neg=gamma, gamma_pos=gamma)
+        (gradient,) = torch.autograd.grad(loss, logits)
+        assert torch.isfinite(gradient).all()
+
+
+def test_gradient_agrees_with_finite_differences() -> None:
+    logits = torch.tensor([[0.7, -1.3, 2.1], [-0.2, 0.4, -2.5]], dtype=torch.float64)
+    labels = torch.tensor([[1, 0, -1], [0, 1, 0]])
+    assert torch.autograd.gradcheck(
+        lambda x: asymmetric_loss(x, labels, gamma_neg=2.5), logits.requires_grad_()
+    )
+
+
+def test_a_broken_logit_of_an_unknown_label_reaches_nobody() -> None:
+    logits = torch.tensor([[math.nan, 0.5]], requires_grad=True)
+    loss = asymmetric_loss(logits, torch.tensor([[-1, 1]]))
+    loss.backward()
+    assert math.isfinite(loss.item())
+    assert logits.grad[0, 0] == 0
+    assert torch.isfinite(logits.grad).all()
+
+
 def test_wrong_labels_and_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match="1, 0 or -1"):
         asymmetric_loss(torch.zeros(1, 2), torch.tensor([[2, 0]]))
     with pytest.raises(ValueError, match="disagree"):
         asymmetric_loss(torch.zeros(1, 2), torch.zeros(2, 1))
+    with pytest.raises(ValueError, match="no image"):
+        asymmetric_loss(torch.zeros(0, 2), torch.zeros(0, 2))
