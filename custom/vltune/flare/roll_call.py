@@ -59,29 +59,29 @@ def compare_sites(
     if not groups:
         raise FederationError(f"no site can take part: {describe_sites(left_out)}")
     ordered = sorted(groups.values(), key=lambda names: (-len(names), names))
+    _check_majority(ordered, handshakes)
     reference = handshakes[ordered[0][0]]
-    if len(ordered) > 1 and len(ordered[0]) == len(ordered[1]):
-        first, second = ordered[0], ordered[1]
-        difference = describe_handshakes(reference, handshakes[second[0]])
-        raise FederationError(
-            f"sites disagree and neither side is a majority: {', '.join(first)} against "
-            f"{', '.join(second)}: {difference}"
-        )
-    for names in ordered[1:]:
-        for site in names:
-            left_out[site] = "differs from the majority: " + describe_handshakes(
-                reference, handshakes[site]
-            )
+    for site in (site for names in ordered[1:] for site in names):
+        difference = describe_handshakes(reference, handshakes[site])
+        left_out[site] = f"differs from the majority: {difference}"
     if len(ordered[0]) < min_sites:
         raise FederationError(
             f"{len(ordered[0])} of {len(handshakes) + len(failed)} sites can take part, min_sites "
             f"is {min_sites}: {describe_sites(left_out)}"
         )
-    return RollCall(
-        reference,
-        tuple(ordered[0]),
-        left_out,
-        {site: handshakes[site].num_examples for site in ordered[0]},
+    examples = {site: handshakes[site].num_examples for site in ordered[0]}
+    return RollCall(reference, tuple(ordered[0]), left_out, examples)
+
+
+def _check_majority(ordered: list[list[str]], handshakes: Mapping[str, Handshake]) -> None:
+    """Refuse two equally large groups: there is no telling which of them is wrong."""
+    if len(ordered) < 2 or len(ordered[0]) > len(ordered[1]):
+        return
+    first, second = ordered[0], ordered[1]
+    difference = describe_handshakes(handshakes[first[0]], handshakes[second[0]])
+    raise FederationError(
+        f"sites disagree and neither side is a majority: {', '.join(first)} against "
+        f"{', '.join(second)}: {difference}"
     )
 
 
