@@ -18,6 +18,7 @@ from vltune.flare.run_log import METRICS_FILE, STATE_FILE
 ADAPTERS = "adapters"
 FINAL_ADAPTER = "global_adapter.safetensors"
 _TRAINING = ("loss", "seconds", "overhead_seconds", "sites", "bytes_up", "bytes_down", "rejected")
+_EXTRA = ("run_id", "best", "facts", "bytes_prepare", "bytes_validate")
 _PACKAGES = ("vltune", "nvflare", "torch", "torchvision", "open_clip_torch", "numpy")
 
 State = dict[str, Any]
@@ -154,16 +155,7 @@ def summarise(
         "per_round": [_round(record) for record in rounds],
         "per_site": per_site,
         "thresholds": {name: job.get("threshold", 0.5) for name in ("CF1", "OF1")},
-        "bytes_per_site_per_round": [
-            {
-                "site": site,
-                "round": r["round"],
-                "bytes_up": r["bytes_up"].get(site, 0),
-                "bytes_down": size,
-            }
-            for r in rounds
-            for site, size in r["bytes_down"].items()
-        ],
+        "bytes_per_site_per_round": _site_bytes(rounds),
         "wall_seconds_by_phase": {name: round(value, 3) for name, value in state["phases"].items()},
         "rejected_updates": [
             {"round": r["round"], **entry} for r in rounds for entry in r["rejected"]
@@ -174,14 +166,21 @@ def summarise(
         "environment": environment,
         "started": datetime.fromtimestamp(state["started"], UTC).isoformat(timespec="seconds"),
         "hardware": hardware(),
-        "extra": {
-            "run_id": state["run_id"],
-            "best": state.get("best"),
-            "facts": state.get("facts", {}),
-            "bytes_prepare": state.get("bytes_prepare"),
-            "bytes_validate": state.get("bytes_validate"),
-        },
+        "extra": {key: state.get(key) for key in _EXTRA},
     }
+
+
+def _site_bytes(rounds: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {
+            "site": site,
+            "round": record["round"],
+            "bytes_up": record["bytes_up"].get(site, 0),
+            "bytes_down": size,
+        }
+        for record in rounds
+        for site, size in record["bytes_down"].items()
+    ]
 
 
 def _round(record: Mapping[str, Any]) -> dict[str, Any]:

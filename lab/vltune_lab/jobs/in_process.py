@@ -150,21 +150,7 @@ def run_in_process(
     Raises:
         FederationError: The run failed; the message is the reason.
     """
-    server = make_workspace(folder / "server", "server")
-    config = from_mapping(FederationConfig, job["federation"], "the job's federation")
-    values = dict(run or {})
-    persistor = AdapterPersistor(
-        values.pop("resume_file", ""), {"name": job["name"], "method": job["method"]}
-    )
-    identity = {key: job[key] for key in ("name", "method", "seed")}
-    controller = FederationController(to_mapping(config), {**identity, **values})
-    engine = Engine(
-        server,
-        sites,
-        aggregator=ValidatingAggregator(config.weight_by, config.max_update_norm),
-        persistor=persistor,
-    )
-    context = make_context(engine, "server")
+    controller, context = _server(job, sites, folder / "server", dict(run or {}))
     local = {name: _local_site(name, job, folder / name) for name in sites}
     controller.inquiry = LocalInquiry(local, order)
     try:
@@ -178,6 +164,23 @@ def run_in_process(
     if state["status"] != "completed":
         raise FederationError(state["reason"])
     return output
+
+
+def _server(
+    job: Mapping[str, Any], sites: Sequence[str], folder: Path, run: dict[str, Any]
+) -> tuple[FederationController, FLContext]:
+    """The server's components, as the recipe sets them up."""
+    config = from_mapping(FederationConfig, job["federation"], "the job's federation")
+    facts = {"name": job["name"], "method": job["method"]}
+    persistor = AdapterPersistor(run.pop("resume_file", ""), facts)
+    controller = FederationController(to_mapping(config), {**facts, "seed": job["seed"], **run})
+    engine = Engine(
+        make_workspace(folder, "server"),
+        sites,
+        aggregator=ValidatingAggregator(config.weight_by, config.max_update_norm),
+        persistor=persistor,
+    )
+    return controller, make_context(engine, "server")
 
 
 def _local_site(name: str, job: Mapping[str, Any], folder: Path) -> LocalSite:

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import IO
 
 from vltune.config import ConfigError
 from vltune.flare.executor import THREADS_VARIABLE
@@ -16,6 +17,7 @@ from vltune.flare.run_log import METRICS_FILE, STATE_FILE
 from vltune.site_config import SITE_PLACEHOLDER, VARIABLE, find_site_config
 from vltune_lab.jobs.follow import Follower, Record
 
+SIMULATOR = "nvflare.private.fed.app.simulator.simulator"
 SERVER_FOLDER = Path("server/simulate_job/app_server")
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 60.0
@@ -73,18 +75,11 @@ def simulate(
     log_path = workspace.with_name("simulator.log")
     workspace.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(workspace, ignore_errors=True)
-    module = "nvflare.private.fed.app.simulator.simulator"
-    command = [sys.executable, "-m", module, str(job_folder), "-w", str(workspace)]
+    command = [sys.executable, "-m", SIMULATOR, str(job_folder), "-w", str(workspace)]
     command += ["-c", ",".join(names), "-n", str(len(names)), "-t", str(parallel)]
     follower = Follower(server / METRICS_FILE, on_round)
     with log_path.open("wb") as log:
-        process = subprocess.Popen(
-            command,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=_environment(parallel),
-            start_new_session=True,
-        )
+        process = _start(command, log, parallel)
         try:
             code = _wait(process, server / STATE_FILE, follower, timeout_seconds)
         finally:
@@ -92,6 +87,17 @@ def simulate(
     follower.poll()
     _judge(server, code, log_path)
     return server
+
+
+def _start(command: list[str], log: IO[bytes], parallel: int) -> subprocess.Popen[bytes]:
+    """Start in a process group of its own, so that its sites can be ended with it."""
+    return subprocess.Popen(
+        command,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env=_environment(parallel),
+        start_new_session=True,
+    )
 
 
 def _environment(parallel: int) -> dict[str, str]:
