@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from vltune import __version__
 from vltune.backbones.clip import BackboneConfig, load_clip
+from vltune.config import ConfigError
 from vltune.features import FeatureCache
 from vltune.site_config import read_site_config
 
@@ -29,12 +31,21 @@ Weights = Annotated[str, typer.Option("--weights", help="Its weights; default: t
 @app.command()
 def version() -> None:
     """Print the version."""
-    Console().print(__version__)
+    _say(__version__)
+
+
+def _say(text: str) -> None:
+    """Print a line as it is: paths may be long and may hold what rich takes for markup."""
+    Console().print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _cache(site: Path, model: str, weights: str) -> FeatureCache:
     config = read_site_config(site)
     chosen = weights or str(config.weights.get(model, ""))
+    if not chosen:
+        raise ConfigError(
+            f"{site}: names no weights of {model!r}. Add them under `weights:`, or give --weights."
+        )
     return FeatureCache(config.cache_dir, load_clip(BackboneConfig(model, chosen)))
 
 
@@ -47,9 +58,8 @@ def cache_size(
 ) -> None:
     """Say where the cache is and how much disk a number of images takes."""
     cache = _cache(site, model, weights)
-    console = Console()
-    console.print(f"folder: {cache.folder}")
-    console.print(f"{images} images take {cache.estimate_bytes(images) / 1e6:.1f} MB")
+    _say(f"folder: {cache.folder}")
+    _say(f"{images} images take {cache.estimate_bytes(images) / 1e6:.1f} MB")
 
 
 @cache_app.command("delete")
@@ -57,7 +67,7 @@ def cache_delete(site: SiteFile, model: ModelName = "clip-compact", weights: Wei
     """Delete the features of one backbone; they are encoded again when next needed."""
     cache = _cache(site, model, weights)
     cache.delete()
-    Console().print(f"deleted {cache.folder}")
+    _say(f"deleted {cache.folder}")
 
 
 def main() -> None:
@@ -67,5 +77,7 @@ def main() -> None:
     try:
         app()
     except ValueError as error:
-        Console(stderr=True).print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        # As text: a message may hold brackets, which rich would take for markup.
+        message = Text.assemble(("error:", "red"), f" {error}")
+        Console(stderr=True).print(message, highlight=False, soft_wrap=True)
         sys.exit(1)

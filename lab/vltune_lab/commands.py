@@ -30,7 +30,9 @@ def register(app: typer.Typer) -> None:
 
 
 def demo(
-    world: Annotated[Path, typer.Option(help="Folder of the world, made once.")] = Path("build/world"),
+    world: Annotated[Path, typer.Option(help="Folder of the world, made once.")] = Path(
+        "build/world"
+    ),
     out: Annotated[Path, typer.Option(help="Folder of all runs.")] = Path("runs"),
     name: Annotated[str, typer.Option(help="Name of the run.")] = "",
     seed: Annotated[int, typer.Option(help="Seed of the run.")] = 7,
@@ -65,11 +67,10 @@ def scenes_make(
         )
     seconds = time.perf_counter() - began
     if made.was_there:
-        console.print(f"{out} holds this world already: {made.num_images} images")
+        text = f"{out} holds this world already: {made.num_images} images"
     else:
-        console.print(
-            f"{made.num_images} images in {out}, {made.num_images / seconds:.0f} images/s"
-        )
+        text = f"{made.num_images} images in {out}, {made.num_images / seconds:.0f} images/s"
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 @pretrain_app.command("clip")

@@ -21,7 +21,7 @@ from rich.progress import (
 from torch import Tensor, nn
 
 from vltune.backbones.compact_vit import register_compact_towers
-from vltune.config import ConfigError, to_mapping
+from vltune.config import ConfigError, read_mapping, to_mapping
 from vltune.files import atomic_path
 from vltune_lab.pretrain.objectives import (
     Head,
@@ -66,9 +66,18 @@ class PretrainConfig:
 
 
 def build_model(folder: Path, seed: int) -> tuple[open_clip.CLIP, open_clip.SimpleTokenizer]:
-    """Build an untrained model from `open_clip_config.json` in `folder`."""
+    """Build an untrained model from `open_clip_config.json` in `folder`.
+
+    Raises:
+        ConfigError: The file is missing or holds no `model_cfg`.
+    """
     register_compact_towers()
-    model_cfg = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]
+    source = folder / "open_clip_config.json"
+    model_cfg = read_mapping(source).get("model_cfg")
+    if not isinstance(model_cfg, dict):
+        raise ConfigError(
+            f"{source}: has no model_cfg. Give a folder with open_clip's configuration."
+        )
     torch.manual_seed(seed)
     model = open_clip.CLIP(
         embed_dim=model_cfg["embed_dim"],

@@ -53,7 +53,8 @@ def make_world(
         progress: Called with (images written, images in all).
 
     Raises:
-        OutputError: `folder` holds another world or something else, or cannot be written.
+        OutputError: `folder` is a file, holds another world or something else, or cannot be
+            written.
     """
     identity = {"world_version": WORLD_VERSION, "config": to_mapping(config)}
     total = sum(split.num_images for group in splits_of(config).values() for split in group)
@@ -64,6 +65,8 @@ def make_world(
                 f"{folder} holds another world. Choose a new --out, or remove that folder."
             )
         return MadeWorld(folder, total, was_there=True)
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder} is a file. Choose a new --out.")
     if folder.exists() and any(item.name not in splits_of(config) for item in folder.iterdir()):
         raise OutputError(f"{folder} is not empty and holds no world. Choose a new --out.")
     library = load_library()

@@ -1,0 +1,138 @@
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import typer
+import yaml
+from typer.testing import CliRunner
+
+from vltune import cli
+from vltune.site_config import read_site_config
+from vltune_lab.commands import register
+
+WORLD = {
+    "seed": 11,
+    "image_size": 48,
+    "sites": [
+        {
+            "name": "north",
+            "styles": ["emojione1"],
+            "scenes": {"street": 1, "cafe": 1},
+            "train": 5,
+            "validation": 3,
+        }
+    ],
+    "test": 4,
+    "test_styles": ["twemoji"],
+}
+
+
+class Ended(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Ended]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run `vltune` with the lab's commands as the console script does."""
+    register(cli.app)
+
+    def call(*arguments: str | Path) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["vltune", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        return Ended(end.value.code or 0, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "world.yaml"
+    path.write_text(yaml.safe_dump(WORLD))
+    return path
+
+
+def test_the_lab_adds_its_commands() -> None:
+    app = typer.Typer()
+    register(app)
+    output = CliRunner().invoke(app, ["--help"]).output
+    for name in ("scenes", "pretrain", "demo", "report", "bench"):
+        assert name in output
+
+
+@pytest.mark.slow
+def test_scenes_make(run: Run, config: Path, tmp_path: Path) -> None:
+    out = tmp_path / "world [a]"
+    ended = run("scenes", "make", "--config", config, "--out", out, "--set", "test=2")
+    assert ended.status == 0
+    assert f"10 images in {out}, " in ended.out
+    site = read_site_config(out / "north" / "vltune_site.yaml")
+    assert len(list(site.train.images.iterdir())) == 5
+    assert len(json.loads(site.validation.annotations.read_text())["images"]) == 3
+    assert len(list((out / "global/test/images").iterdir())) == 2
+    again = run("scenes", "make", "--config", config, "--out", out, "--set", "test=2")
+    assert again.status == 0
+    assert f"{out} holds this world already: 10 images" in again.out
+    other = run("scenes", "make", "--config", config, "--out", out, "--set", "seed=12")
+    assert other.status == 1
+    assert other.err.startswith(f"error: {out} holds another world")
+
+
+def test_a_wrong_world_ends_with_a_message(run: Run, config: Path, tmp_path: Path) -> None:
+    out = tmp_path / "world"
+
+    def make(*more: str | Path, source: Path = config) -> str:
+        ended = run("scenes", "make", "--config", source, "--out", out, *more)
+        assert ended.status == 1
+        assert ended.err.startswith("error: ")
+        assert not out.exists()
+        return ended.err
+
+    assert "none.yaml: no such file" in make(source=tmp_path / "none.yaml")
+    assert f"{config}: unknown key size" in make("--set", "size=3")
+    assert "expected key=value" in make("--set", "seed")
+    assert "image_size must be in 32..512" in make("--set", "image_size=8")
+    config.write_text(yaml.safe_dump(WORLD | {"sites": []}))
+    assert "sites need distinct names" in make()
+
+
+@pytest.mark.slow
+def test_what_the_library_does_not_have_is_named(run: Run, config: Path, tmp_path: Path) -> None:
+    """Also in brackets, as a list of one word looks like rich's markup."""
+    site = WORLD["sites"][0] | {"spurious": [["dog", "[/dragon]"]]}
+    config.write_text(yaml.safe_dump(WORLD | {"sites": [site]}))
+    ended = run("scenes", "make", "--config", config, "--out", tmp_path / "world")
+    assert ended.status == 1
+    assert "error: site 'north': spurious: unknown ['[/dragon]']" in ended.err
+    assert "'zebra'" in ended.err
+
+
+def test_an_output_that_cannot_be_written_is_named(run: Run, config: Path, tmp_path: Path) -> None:
+    """A file stands where the folder should be."""
+    out = tmp_path / "taken"
+    out.write_text("precious")
+    ended = run("scenes", "make", "--config", config, "--out", out)
+    assert ended.status == 1
+    assert f"error: {out} is a file" in ended.err
+    assert out.read_text() == "precious"
+
+
+@pytest.mark.slow
+def test_pretrain_needs_a_model_folder(run: Run, tmp_path: Path) -> None:
+    arguments = ("pretrain", "clip", "--work", tmp_path / "work", "--out", tmp_path)
+    ended = run(*arguments)
+    assert ended.status == 1
+    assert f"error: {tmp_path}/open_clip_config.json: no such file" in ended.err
+    ended = run(*arguments, "--set", "steps=0")
+    assert ended.status == 1
+    assert "steps >= 1" in ended.err
+    ended = run(*arguments, "--set", "step=1")
+    assert "--set: unknown key step" in ended.err
