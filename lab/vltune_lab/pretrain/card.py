@@ -100,7 +100,7 @@ def measure(folder: Path, seed: int, num_images: int = 2000) -> dict[str, Any]:
         name: asdict(
             zero_shot_figures(
                 model, tokenizer, library, styles, num_images=num_images, seed=seed + 1,
-                is_held_out=name != "pretraining",
+                drawings="all" if name == "pretraining" else "held_out",
             )
         )
         for name, styles in groups.items()

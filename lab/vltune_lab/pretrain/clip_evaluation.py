@@ -1,6 +1,7 @@
 """Zero-shot figures of a CLIP on scenes in memory: pooled, patch reading, pointing."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ def zero_shot_figures(
     *,
     num_images: int,
     seed: int,
-    is_held_out: bool,
+    drawings: Literal["all", "held_out"],
 ) -> ZeroShotFigures:
     """Measure on fresh scenes of `styles`."""
     size = model.visual.image_size[0]
@@ -43,7 +44,8 @@ def zero_shot_figures(
         num_images,
         styles,
         dict.fromkeys(load_priors().scenes, 1.0),
-        is_held_out=is_held_out,
+        drawings=drawings,
+        is_held_out=True,
     )
     world = WorldConfig(
         seed=seed, sites=(SiteWorld("unused", styles, {"street": 1.0}),), image_size=size

@@ -58,7 +58,11 @@ class SceneStream(IterableDataset):
         self.patch = patch
         self.first_step = first_step
         self.split = Split(
-            "pretrain", 0, PRETRAINING_STYLES, dict.fromkeys(load_priors().scenes, 1.0)
+            "pretrain",
+            0,
+            PRETRAINING_STYLES,
+            dict.fromkeys(load_priors().scenes, 1.0),
+            drawings="all",
         )
 
     def __iter__(self) -> Iterator[SceneBatch]:

@@ -2,6 +2,7 @@
 
 import zlib
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,7 +111,7 @@ def plan_scene(
     for name in names:
         own_style = split.styles[rng.integers(len(split.styles))] if mix_styles else style
         group = library.sprites.get((own_style, name)) or library.sprites[(style, name)]
-        objects.append(_plan_object(_allowed(group, is_held_out=split.is_held_out), rng))
+        objects.append(_plan_object(_allowed(group, split.drawings), rng))
     return ScenePlan(scene, style, tuple(objects))
 
 
@@ -126,11 +127,17 @@ def _draw_classes(classes: tuple[str, ...], scene: str, rng: np.random.Generator
     return names
 
 
-def _allowed(group: tuple[Sprite, ...], *, is_held_out: bool) -> tuple[Sprite, ...]:
-    """Hold out the class's last drawing for the test splits where it has several."""
-    if len(group) < 2:
+def _allowed(
+    group: tuple[Sprite, ...], drawings: Literal["train", "held_out", "all"]
+) -> tuple[Sprite, ...]:
+    """Hold out the class's last drawing for the test splits where it has several.
+
+    Several means three: of two drawings one is often a face and the other a whole animal, and a
+    site that never saw a cat's face labelled has no way to learn it.
+    """
+    if drawings == "all" or len(group) < 3:
         return group
-    return group[-1:] if is_held_out else group[:-1]
+    return group[-1:] if drawings == "held_out" else group[:-1]
 
 
 def _plan_object(group: tuple[Sprite, ...], rng: np.random.Generator) -> PlannedObject:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -112,7 +112,9 @@ class Split:
         styles: One is chosen for each image.
         scenes: Scene type -> weight.
         spurious: Pairs planted in this split; empty in the shared test sets, which break them.
-        is_held_out: Use held-out sprites and panoramas (test) instead of the others (train).
+        drawings: `train` leaves out the held-out drawing of each class that has at least three,
+            `held_out` takes only that one, `all` takes every drawing (pre-training).
+        is_held_out: Use held-out panoramas (test) instead of the others (train).
     """
 
     name: str
@@ -120,6 +122,7 @@ class Split:
     styles: tuple[str, ...]
     scenes: dict[str, float]
     spurious: tuple[tuple[str, ...], ...] = ()
+    drawings: Literal["train", "held_out", "all"] = "train"
     is_held_out: bool = False
 
 
@@ -138,16 +141,18 @@ def splits_of(world: WorldConfig) -> dict[str, list[Split]]:
                 site.styles,
                 site.scenes,
                 site.spurious,
+                drawings="held_out",
                 is_held_out=True,
             ),
         ]
         result[site.name] = [split for split in own if split.num_images]
     everywhere = dict.fromkeys(load_priors().scenes, 1.0)
-    shared = [
-        Split("global/test", world.test, world.test_styles, everywhere, is_held_out=True),
-        Split("global/shifted", world.shifted, world.shifted_styles, everywhere, is_held_out=True),
+    shared = (("test", world.test, world.test_styles), ("shifted", world.shifted, world.shifted_styles))
+    result["global"] = [
+        Split(f"global/{name}", count, styles, everywhere, drawings="held_out", is_held_out=True)
+        for name, count, styles in shared
+        if count
     ]
-    result["global"] = [split for split in shared if split.num_images]
     return result
 
 

@@ -92,7 +92,7 @@ def test_held_out_sprites_are_never_in_training(library: Library) -> None:
             o.sprite.index for plan in plans for o in plan.objects if o.sprite.classname == "car"
         }
 
-    assert indices(STREET).isdisjoint(indices(replace(STREET, is_held_out=True)))
+    assert indices(STREET).isdisjoint(indices(replace(STREET, drawings="held_out")))
 
 
 def test_styles_of_pretraining_and_federation_are_disjoint() -> None:
