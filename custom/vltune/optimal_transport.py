@@ -3,15 +3,18 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from vltune.config import ConfigError
+from vltune.sinkhorn import TransportResult as TransportResult
+from vltune.sinkhorn import sinkhorn as sinkhorn
+from vltune.sinkhorn import sinkhorn_scaling as sinkhorn_scaling
 
 SCALING_EPSILON = 0.03
-"""At or above this epsilon (costs span at most 2) exp(-cost/epsilon) stays far from fp32's underflow."""
+"""From here up (costs span at most 2) exp(-cost / epsilon) stays far from fp32's underflow."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +30,11 @@ class TransportConfig:
         tau: Temperature of the informative marginal, divides logits; the paper's tau = 4.
         cost: 1 - softmax over classes of scaled similarity (the paper), or 1 - cosine.
         relaxation: KL weight rho of the class marginal; infinite keeps it hard, as the paper does.
-        plan_gradient: `detached` treats the plan as a constant; `unrolled` differentiates through the
-            iterations. Detaching is a stop-gradient, not the envelope theorem: psi is a score per
-            class, not the transport value.
-        solver: `auto` takes the scaling form at epsilon >= 0.03 and the log domain below.
+        plan_gradient: `detached` treats the plan as a constant; `unrolled` differentiates through
+            the iterations. Detaching is a stop-gradient, not the envelope theorem: psi is a score
+            per class, not the transport value.
+        solver: `auto` takes the scaling form at epsilon >= 0.03 and the log domain below. Where
+            floats do not reach, the scaling form falls back to the log domain by itself.
     """
 
     epsilon: float = 0.2
@@ -47,28 +51,11 @@ class TransportConfig:
     def __post_init__(self) -> None:
         if not (self.epsilon > 0 and self.tau > 0 and self.relaxation > 0 and self.tolerance > 0):
             raise ConfigError(
-                f"transport: epsilon, tau, relaxation and tolerance must be > 0, got {self.epsilon}, "
-                f"{self.tau}, {self.relaxation}, {self.tolerance}"
+                "transport: epsilon, tau, relaxation and tolerance must be > 0, got "
+                f"{self.epsilon}, {self.tau}, {self.relaxation}, {self.tolerance}"
             )
         if self.max_iter < 1 or self.check_every < 1:
             raise ConfigError("transport: max_iter and check_every must be >= 1")
-
-
-class TransportResult(NamedTuple):
-    """A transport plan and how far it was solved.
-
-    Attributes:
-        plan: (..., M, C); rows sum to a.
-        iterations: Sinkhorn iterations used.
-        converged: Whether the class marginal is within the tolerance, (...). With relaxed
-            marginals: whether the column masses have stopped moving by more than the tolerance.
-        marginal_error: L1 error of the class marginal, (...).
-    """
-
-    plan: Tensor
-    iterations: int
-    converged: Tensor
-    marginal_error: Tensor
 
 
 def patch_marginal(similarity: Tensor, logit_scale: float, tau: float) -> Tensor:
@@ -94,92 +81,6 @@ def class_similarity(
     return similarity
 
 
-def sinkhorn(
-    cost: Tensor,
-    a: Tensor,
-    b: Tensor,
-    *,
-    epsilon: float,
-    max_iter: int,
-    tolerance: float = 1e-4,
-    check_every: int = 10,
-    relaxation: float = math.inf,
-) -> TransportResult:
-    r"""Entropic optimal transport in the log domain, all problems in one batch.
-
-    min_P <P, cost> - epsilon H(P) + rho KL(P^T 1 | b)  s.t.  P 1 = a; with rho infinite the second
-    marginal is hard. This is POT's convention `reg_type="entropy"` for the relaxed case.
-
-    Args:
-        cost: (..., M, C), finite.
-        a: Patch marginal, (..., M), rows sum to 1; zeros are allowed.
-        b: Class marginal, (..., C), rows sum to 1; zeros are allowed.
-        epsilon: Regularisation, same unit as cost, > 0.
-        max_iter: Upper bound on iterations, >= 1.
-        tolerance: L1 error of the class marginal (relaxed: its change) that counts as converged.
-        check_every: Iterations between checks.
-        relaxation: rho > 0.
-
-    Returns:
-        Plan whose rows sum to a, iterations, convergence by problem.
-
-    Raises:
-        ValueError: epsilon <= 0, max_iter < 1, or the shapes disagree (all are printed).
-    """
-    _check(cost, a, b, epsilon, max_iter)
-    damping = 1.0 if math.isinf(relaxation) else relaxation / (relaxation + epsilon)
-    kernel = -cost / epsilon
-    log_a, log_b = a.log(), b.log()
-    f = torch.zeros_like(a)
-    masses = None
-    for iteration in range(1, max_iter + 1):
-        g = damping * (log_b - torch.logsumexp(kernel + f.unsqueeze(-1), dim=-2))
-        f = log_a - torch.logsumexp(kernel + g.unsqueeze(-2), dim=-1)
-        if iteration % check_every == 0 or iteration == max_iter:
-            plan = (kernel + f.unsqueeze(-1) + g.unsqueeze(-2)).exp()
-            masses, error = _progress(plan.sum(dim=-2), b, masses, relaxation)
-            if bool((error <= tolerance).all()):
-                break
-    return TransportResult(plan, iteration, error <= tolerance, error)
-
-
-def sinkhorn_scaling(
-    cost: Tensor,
-    a: Tensor,
-    b: Tensor,
-    *,
-    epsilon: float,
-    max_iter: int,
-    tolerance: float = 1e-4,
-    check_every: int = 10,
-    relaxation: float = math.inf,
-) -> TransportResult:
-    """Twin of `sinkhorn` in the scaling form: two matrix-vector products an iteration.
-
-    Several times faster; exact to rounding while exp(-cost / epsilon) does not underflow, hence for
-    epsilon >= 0.03 with costs that span at most 2. Arguments and returns as `sinkhorn`.
-    """
-    _check(cost, a, b, epsilon, max_iter)
-    damping = 1.0 if math.isinf(relaxation) else relaxation / (relaxation + epsilon)
-    # Rows are scaled to sum to one at the end, so a shift by row changes nothing but the range.
-    kernel = (-(cost - cost.amin(dim=-1, keepdim=True)) / epsilon).exp()
-    transposed = kernel.transpose(-1, -2)
-    tiny = torch.finfo(kernel.dtype).tiny
-    # A shift by row is absorbed by u, so start from the unshifted problem's u = 1.
-    u = (-cost.amin(dim=-1) / epsilon).exp()
-    masses = None
-    for iteration in range(1, max_iter + 1):
-        v = b / _times(transposed, u).clamp_min(tiny)
-        v = v if damping == 1.0 else v.pow(damping)
-        u = a / _times(kernel, v).clamp_min(tiny)
-        if iteration % check_every == 0 or iteration == max_iter:
-            masses, error = _progress(v * _times(transposed, u), b, masses, relaxation)
-            if bool((error <= tolerance).all()):
-                break
-    plan = u.unsqueeze(-1) * kernel * v.unsqueeze(-2)
-    return TransportResult(plan, iteration, error <= tolerance, error)
-
-
 def transport(
     similarity: Tensor, logit_scale: float, config: TransportConfig
 ) -> tuple[Tensor, TransportResult]:
@@ -190,13 +91,18 @@ def transport(
     Source: arXiv 2605.28347; the factor C is ours (spec: psi would be about sim / C).
 
     Args:
-        similarity: Cosines of patches and classes, (..., M, C).
+        similarity: Cosines of patches and classes, (..., M, C); half types are computed in fp32.
         logit_scale: CLIP's factor.
         config: Marginals, cost, solver.
 
     Returns:
         psi (..., C) and the solved plan.
+
+    Raises:
+        ValueError: The similarity is empty or holds NaN or infinity.
     """
+    if similarity.dtype != torch.float64:
+        similarity = similarity.float()
     score = class_similarity(similarity, logit_scale, config.cost)
     num_patches, num_classes = similarity.shape[-2:]
     with torch.set_grad_enabled(torch.is_grad_enabled() and config.plan_gradient == "unrolled"):
@@ -226,28 +132,3 @@ def _solver(config: TransportConfig) -> Callable[..., TransportResult]:
     if config.solver == "log" or (config.solver == "auto" and config.epsilon < SCALING_EPSILON):
         return sinkhorn
     return sinkhorn_scaling
-
-
-def _times(matrix: Tensor, vector: Tensor) -> Tensor:
-    return (matrix @ vector.unsqueeze(-1)).squeeze(-1)
-
-
-def _progress(
-    masses: Tensor, b: Tensor, before: Tensor | None, relaxation: float
-) -> tuple[Tensor, Tensor]:
-    """Column masses and the error that convergence is judged by."""
-    if math.isinf(relaxation):
-        return masses, (masses - b).abs().sum(dim=-1)
-    if before is None:
-        return masses, torch.full_like(masses[..., 0], math.inf)
-    return masses, (masses - before).abs().sum(dim=-1)
-
-
-def _check(cost: Tensor, a: Tensor, b: Tensor, epsilon: float, max_iter: int) -> None:
-    if epsilon <= 0 or max_iter < 1:
-        raise ValueError(f"expected epsilon > 0 and max_iter >= 1, got {epsilon} and {max_iter}")
-    if cost.shape != (*a.shape, b.shape[-1]) or b.shape[:-1] != a.shape[:-1]:
-        raise ValueError(
-            f"expected cost (..., M, C), a (..., M), b (..., C); got {tuple(cost.shape)}, "
-            f"{tuple(a.shape)}, {tuple(b.shape)}"
-        )

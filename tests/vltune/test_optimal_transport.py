@@ -27,12 +27,12 @@ def problem(
     return cost, a, b
 
 
-@pytest.mark.parametrize(("M", "C"), [(7, 5), (3, 11), (1, 4), (13, 1)])
+@pytest.mark.parametrize(("M", "C"), [(7, 5), (5, 11), (1, 4), (13, 1)])
 @pytest.mark.parametrize("epsilon", [0.02, 0.1, 1.0])
 @pytest.mark.parametrize("solve", [sinkhorn, sinkhorn_scaling])
 def test_agrees_with_pot(M: int, C: int, epsilon: float, solve: type(sinkhorn)) -> None:
     """Plan, both marginals and transport cost of POT's log-domain solver in fp64."""
-    cost, a, b = problem(M, C, seed=M * C)
+    cost, a, b = problem(M, C, seed=M * C + 1)
     result = solve(cost, a, b, epsilon=epsilon, max_iter=20000, tolerance=1e-10)
     assert result.converged.all()
     assert torch.allclose(result.plan.sum(-1), a, atol=1e-12)
@@ -188,3 +188,81 @@ def test_wrong_shapes_are_printed() -> None:
     with pytest.raises(ValueError, match="epsilon > 0"):
         sinkhorn(torch.rand(2, 3), torch.rand(2), torch.rand(3), epsilon=-1, max_iter=5)
     assert math.isinf(TransportConfig().relaxation)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_scaling_form_falls_back_where_floats_do_not_reach(seed: int) -> None:
+    """exp(-1 / 0.002) is 0 in fp32: without the log domain columns would divide by zero."""
+    cost, a, b = (value.float() for value in problem(6, 4, seed=seed))
+    options = {"epsilon": 0.002, "max_iter": 300, "tolerance": 1e-4}
+    scaling, log = sinkhorn_scaling(cost, a, b, **options), sinkhorn(cost, a, b, **options)
+    assert (scaling.solver, scaling.num_fallback) == ("scaling+log", 6)
+    assert (log.solver, log.num_fallback) == ("log", 0)
+    assert torch.equal(scaling.plan, log.plan)
+
+
+def test_only_the_chunk_that_needs_it_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks of two problems of 5 x 3; only the last problem has costs of 200 epsilon."""
+    monkeypatch.setattr("vltune.sinkhorn.CHUNK_ELEMENTS", 30)
+    cost, a, b = (value.float() for value in problem(5, 3, seed=4))
+    cost[1, 2, 0, 0] = 20.0
+    result = sinkhorn_scaling(cost, a, b, epsilon=0.1, max_iter=200, tolerance=1e-6)
+    assert (result.solver, result.num_fallback) == ("scaling+log", 2)
+    whole = sinkhorn(cost, a, b, epsilon=0.1, max_iter=200, tolerance=1e-6)
+    assert torch.allclose(result.plan, whole.plan, atol=1e-6)
+    assert result.converged.all()
+
+
+@pytest.mark.parametrize("solve", [sinkhorn, sinkhorn_scaling])
+@pytest.mark.parametrize("rho", [math.inf, 0.1])
+def test_gradients_are_finite_beside_empty_rows_and_columns(
+    solve: type(sinkhorn), rho: float
+) -> None:
+    cost, a, b = problem(5, 3, seed=1, batch=())
+    a[2], b[1] = 0.0, 0.0
+    leaves = [cost.requires_grad_(), (a / a.sum()).requires_grad_(), (b / b.sum()).requires_grad_()]
+    result = solve(*leaves, epsilon=0.1, max_iter=30, tolerance=0.0, relaxation=rho)
+    value = (result.plan * cost.detach() ** 2).sum()
+    for gradient in torch.autograd.grad(value, leaves):
+        assert torch.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("solve", [sinkhorn, sinkhorn_scaling])
+def test_relaxed_convergence_means_the_optimum(solve: type(sinkhorn)) -> None:
+    """Fixed point by hand: v = (b / K^T u)^d means column mass = b^d (K^T u)^(1-d)."""
+    cost, a, b = problem(6, 4, seed=7, batch=(3,))
+    options = {"epsilon": 0.1, "tolerance": 1e-9, "relaxation": 0.3}
+    few = solve(cost, a, b, max_iter=1, **options)
+    many = solve(cost, a, b, max_iter=5000, **options)
+    assert not few.converged.any()
+    assert many.converged.all()
+    assert (few.marginal_error > many.marginal_error).all()
+
+
+@pytest.mark.parametrize("solver", ["log", "scaling"])
+def test_half_precision_similarity_is_solved_in_fp32(solver: str) -> None:
+    similarity = torch.rand(2, 5, 3, generator=torch.Generator().manual_seed(0)).half()
+    config = TransportConfig(epsilon=0.1, solver=solver)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        psi, result = transport(similarity, 10.0, config)
+    assert psi.dtype == result.plan.dtype == torch.float32
+    assert torch.allclose(psi, transport(similarity.float(), 10.0, config)[0], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [("nan", "NaN"), ("negative", "marginal a"), ("empty", "no mass"), ("totals", "equal totals")],
+)
+def test_impossible_problems_are_refused(change: str, word: str) -> None:
+    cost, a, b = problem(5, 3, seed=1, batch=(2,))
+    if change == "nan":
+        cost[1, 0, 0] = math.nan
+    elif change == "negative":
+        a[0, 1] = -0.1
+    elif change == "empty":
+        b[1] = 0.0
+    else:
+        b[1] *= 2
+    for solve in (sinkhorn, sinkhorn_scaling):
+        with pytest.raises(ValueError, match=word):
+            solve(cost, a, b, epsilon=0.1, max_iter=5)
