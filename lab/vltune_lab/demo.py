@@ -1,4 +1,4 @@
-"""`vltune demo`: the embedded world, FedMPT over its sites through FLARE's simulator, the result."""
+"""`vltune demo`: the embedded world, FedMPT over its sites through FLARE, the result."""
 
 import os
 import time

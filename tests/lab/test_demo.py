@@ -14,7 +14,7 @@ from vltune_lab.jobs.global_test import VARIABLE as GLOBAL_VARIABLE
 def test_demo_trains_measures_and_reports_and_a_seed_gives_the_same_bits_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The benchmark's quick mode: the real world, the real checkpoint, FLARE's simulator, one round."""
+    """The benchmark's quick mode: real world, real checkpoint, FLARE's simulator, one round."""
     # The demo sets both; named here, they are put back afterwards.
     monkeypatch.setenv(SITE_VARIABLE, "")
     monkeypatch.setenv(GLOBAL_VARIABLE, "")
@@ -29,5 +29,10 @@ def test_demo_trains_measures_and_reports_and_a_seed_gives_the_same_bits_twice(
     readings = [row["mAP"] for row in rows if row["method"].startswith("zero-shot")]
     assert before["mAP"] > max(readings) - 0.05
     shown = text.getvalue()
-    for word in ("round   1/1", "no site (global test)", "report.html", "global_adapter.safetensors"):
+    for word in (
+        "round   1/1",
+        "no site (global test)",
+        "report.html",
+        "global_adapter.safetensors",
+    ):
         assert word in shown

@@ -94,7 +94,7 @@ def _reading(
 def _score(
     scores: np.ndarray, split: EncodedSplit, job: Mapping[str, Any], *, with_threshold: bool
 ) -> dict[str, Any]:
-    """A reading as summary.json holds it; zero-shot cosines have no threshold that means anything."""
+    """A reading as summary.json holds it; no threshold means anything to zero-shot cosines."""
     metrics: MultiLabelMetrics = multilabel_metrics(
         scores, split.samples.labels, job.get("threshold", 0.5)
     )
