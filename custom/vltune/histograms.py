@@ -2,10 +2,10 @@
 
 A site sends, for each class, counts of present and absent images by score interval. Two knobs limit
 what they tell: a class with fewer than `min_cell` present or absent images at the site is withheld
-altogether, and intervals are merged until each describes at least `min_interval` images. The first
-costs classes, the second accuracy: 4,096 bins alone stay within 0.001 of the pooled mAP, intervals
-of five images are some 0.02 below it (EXPERIMENTS.md). The grid is uniform in the logit, as
-probabilities crowd near 0.
+altogether, and intervals are merged until each describes at least `min_interval` images. Merged
+intervals end on the roundest grid value between two images, never at a score, and the class's own AP
+(to a thousandth) goes with them, from which the server learns how positives stand inside an interval
+(`vltune.interval_ranking`). Grid: uniform in the logit, as probabilities crowd near 0.
 """
 
 from collections.abc import Sequence
@@ -16,13 +16,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vltune.interval_ranking import IntervalList, average_precisions, pooled_average_precision
+
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-NUM_BINS = 4096
-LOGIT_RANGE = 12.0
-"""Scores beyond sigmoid(+-12) fall into the outermost bins."""
+NUM_BINS = 2**30
+"""Bins of the grid that edges are sent on: finer than fp32 probabilities."""
+LOGIT_RANGE = 16.0
+"""Scores beyond sigmoid(+-16) fall into the outermost bins; fp32 cannot tell them from 1."""
+AP_UNIT = 1000
+"""Reported AP are sent in thousandths."""
+NOT_REPORTED = -1
+MAX_IMAGES = 1_000_000
+"""Most images of a class that a site may claim: the server's work grows with the counts."""
 _FIELDS = ("class_offsets", "lows", "highs", "positives", "negatives")
+_REPORTED = "average_precisions"
 
 
 class HistogramError(ValueError):

@@ -32,9 +32,7 @@ def run_fedmpt_demo(
     rows: list[dict[str, Any]] = []
     for seed in seeds:
         with tempfile.TemporaryDirectory(prefix="vltune-bench-") as folder:
-            options = DemoOptions(
-                world, Path(folder), f"seed-{seed}", seed, QUICK if quick else ()
-            )
+            options = DemoOptions(world, Path(folder), f"seed-{seed}", seed, QUICK if quick else ())
             summary = run_demo(options, console)
             adapter = load_file(Path(folder) / f"seed-{seed}" / "global_adapter.safetensors")
             rows += _rows(summary, seed, hash_tensors(adapter))

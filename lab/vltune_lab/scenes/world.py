@@ -147,7 +147,10 @@ def splits_of(world: WorldConfig) -> dict[str, list[Split]]:
         ]
         result[site.name] = [split for split in own if split.num_images]
     everywhere = dict.fromkeys(load_priors().scenes, 1.0)
-    shared = (("test", world.test, world.test_styles), ("shifted", world.shifted, world.shifted_styles))
+    shared = (
+        ("test", world.test, world.test_styles),
+        ("shifted", world.shifted, world.shifted_styles),
+    )
     result["global"] = [
         Split(f"global/{name}", count, styles, everywhere, drawings="held_out", is_held_out=True)
         for name, count, styles in shared
