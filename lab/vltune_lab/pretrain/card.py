@@ -31,6 +31,7 @@ def publish(
     device: str,
     *,
     num_images: int = 2000,
+    history: str = "one run of the recipe",
 ) -> dict[str, Any]:
     """Write weights (fp16), measure them as they will be loaded, write card.json and README.md.
 
@@ -39,6 +40,7 @@ def publish(
         config: Its recipe.
         folder: Model folder; holds open_clip_config.json.
         device: Where it was trained, for the card.
+        history: What a reader must know of the run beside its recipe, such as a change of schedule.
         num_images: Scenes of each group of styles to measure on.
 
     Returns:
@@ -76,6 +78,7 @@ def publish(
         "training_seconds": round(state.seconds),
         "torch": torch.__version__,
         "command": "vltune pretrain clip",
+        "history": history,
         "zero_shot": measure(folder, config.seed, num_images),
     }  # fmt: skip
     write_json_atomic(folder / "card.json", card)
@@ -139,5 +142,5 @@ drawings and backgrounds.
 - Hardware: {card["hardware"]}; {card["training_seconds"] / 60:.0f} minutes of training steps.
 - Weights: `{card["weights"]["file"]}`, {card["weights"]["bytes"] / 1e6:.1f} MB,
   sha256 `{card["weights"]["sha256"]}`.
-- Made by: `{card["command"]}` (resumable; the recipe is in `card.json`).
+- Made by: `{card["command"]}` (resumable; the recipe is in `card.json`). History: {card["history"]}.
 """
