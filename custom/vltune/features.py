@@ -251,7 +251,7 @@ class FeatureCache:
         handle = self._acquire(should_stop)
         try:
             if not (self.folder / "meta.json").is_file():
-                write_json_atomic(self.folder / "meta.json", self._meta)
+                write_json_atomic(self.folder / "meta.json", self._meta, private=True)
             yield
         finally:
             os.close(handle)

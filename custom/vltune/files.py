@@ -15,10 +15,14 @@ class OutputError(ValueError):
 
 
 @contextlib.contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, *, private: bool = False) -> Iterator[Path]:
     """Yield a temporary path in the same folder; rename it to `path` when the block succeeds.
 
     When the block raises, the temporary file is removed and `path` keeps its old content.
+
+    Args:
+        path: Where the file will be.
+        private: Only its owner may read it; else what the umask allows.
 
     Raises:
         OutputError: The folder cannot be created or written, or the disk is full.
@@ -27,7 +31,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         # mkstemp makes files that only their owner may read; others get what the umask allows.
-        os.fchmod(handle, 0o666 & ~_umask())
+        if not private:
+            os.fchmod(handle, 0o666 & ~_umask())
         os.close(handle)
     except OSError as error:
         raise OutputError(
@@ -53,16 +58,16 @@ def _umask() -> int:
     return current
 
 
-def write_bytes_atomic(path: Path, content: bytes) -> None:
+def write_bytes_atomic(path: Path, content: bytes, *, private: bool = False) -> None:
     """Write `content` to `path`, whole or not at all."""
-    with atomic_path(path) as temporary:
+    with atomic_path(path, private=private) as temporary:
         temporary.write_bytes(content)
 
 
-def write_json_atomic(path: Path, content: Any) -> None:
+def write_json_atomic(path: Path, content: Any, *, private: bool = False) -> None:
     """Write `content` as indented JSON to `path`, whole or not at all. NaN is refused."""
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_bytes_atomic(path, text.encode())
+    write_bytes_atomic(path, text.encode(), private=private)
 
 
 def sha256_file(path: Path) -> str:

@@ -71,7 +71,7 @@ class SiteState:
             return
         contiguous = {name: personal[name].contiguous() for name in sorted(personal)}
         path = self.folder / f"personal_round{round_number}.safetensors"
-        write_bytes_atomic(path, save(contiguous))
+        write_bytes_atomic(path, save(contiguous), private=True)
         path.chmod(0o600)
         for _, old in self._files()[:-KEPT_ROUNDS]:
             old.unlink()
