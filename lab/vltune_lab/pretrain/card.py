@@ -142,5 +142,6 @@ drawings and backgrounds.
 - Hardware: {card["hardware"]}; {card["training_seconds"] / 60:.0f} minutes of training steps.
 - Weights: `{card["weights"]["file"]}`, {card["weights"]["bytes"] / 1e6:.1f} MB,
   sha256 `{card["weights"]["sha256"]}`.
-- Made by: `{card["command"]}` (resumable; the recipe is in `card.json`). History: {card["history"]}.
+- Made by: `{card["command"]}` (resumable; the recipe is in `card.json`).
+- History: {card["history"]}.
 """
