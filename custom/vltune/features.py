@@ -14,6 +14,7 @@ encoded again. The features describe personal images: keep the folder as safe as
 
 import contextlib
 import fcntl
+import functools
 import json
 import logging
 import os
@@ -104,6 +105,30 @@ class FeatureCache:
         self._row_bytes = 2 * self._row_shape[0] * self._row_shape[1]
         self._root = folder
         self.folder = folder / sha256_json(self._meta)[:32]
+        self._digest_of: dict[Path, bytes] = {}
+
+    @functools.cached_property
+    def _held(self) -> frozenset[bytes]:
+        """Digests in the store as this object first saw it; needs no lock, entries only grow."""
+        try:
+            content = (self.folder / "index.bin").read_bytes()
+        except OSError:
+            return frozenset()
+        whole = range(0, len(content) - DIGEST_BYTES + 1, DIGEST_BYTES)
+        return frozenset(content[start : start + DIGEST_BYTES] for start in whole)
+
+    def holds(self, path: Path) -> bool:
+        """Whether the store holds a file of this content; False for a file that cannot be read.
+
+        The next `encode` takes the file to be what it was then and does not hash it again.
+        """
+        try:
+            digest = bytes.fromhex(sha256_file(path)) if self._held else b""
+        except OSError:
+            return False
+        if digest in self._held:
+            self._digest_of[path] = digest
+        return digest in self._held
 
     def encode(
         self,
@@ -168,7 +193,7 @@ class FeatureCache:
             if should_stop():
                 raise EncodingStopped("stopped while encoding images")
             try:
-                return bytes.fromhex(sha256_file(path))
+                return self._digest_of.pop(path, None) or bytes.fromhex(sha256_file(path))
             except OSError:
                 read(path)  # its error says what the data room says of such a file
                 raise

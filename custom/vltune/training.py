@@ -44,7 +44,10 @@ class TrainingConfig:
     Attributes:
         optimizer: The paper uses sgd with learning_rate 1e-3 (arXiv 2605.28347); adamw measured
             better here.
-        learning_rate: Constant within and between rounds.
+        learning_rate: At the first step of round 0.
+        decay_rounds: The rate falls to zero along half a cosine over so many rounds, usually all
+            of the federation's; it is 0 from then on, so a longer run needs a larger value.
+            None keeps the rate constant.
         momentum: Of sgd.
         weight_decay: Decoupled for adamw, L2 for sgd.
         batch_size: Images a step.
@@ -54,6 +57,7 @@ class TrainingConfig:
 
     optimizer: Literal["sgd", "adamw"] = "adamw"
     learning_rate: float = 3e-3
+    decay_rounds: int | None = None
     momentum: float = 0.9
     weight_decay: float = 0.0
     batch_size: int = 32
@@ -63,11 +67,20 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         if not 0 < self.learning_rate < math.inf:
             raise ConfigError(f"learning_rate must be positive, got {self.learning_rate}")
+        if self.decay_rounds is not None and self.decay_rounds < 1:
+            raise ConfigError(f"decay_rounds must be >= 1 or null, got {self.decay_rounds}")
         if self.batch_size < 1 or self.local_epochs < 1:
             raise ConfigError(
                 "batch_size and local_epochs must be >= 1, "
                 f"got {self.batch_size} and {self.local_epochs}"
             )
+
+    def rate_at(self, rounds_done: float) -> float:
+        """Learning rate after `rounds_done` rounds; a fraction within a round."""
+        if self.decay_rounds is None:
+            return self.learning_rate
+        progress = min(1.0, rounds_done / self.decay_rounds)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 @dataclass(frozen=True)
@@ -94,6 +107,7 @@ def local_train(
     num_examples: int,
     batch_at: Callable[[Tensor], BatchT],
     config: TrainingConfig,
+    round_number: int,
     seed: int,
     should_stop: Callable[[], bool],
 ) -> TrainResult:
@@ -104,6 +118,7 @@ def local_train(
         num_examples: Training images at this site.
         batch_at: Sample indices, (b,) int64 -> batch.
         config: Optimiser and schedule.
+        round_number: From 0; where the learning rate stands.
         seed: Of the order of samples and of every random draw in the model.
         should_stop: Asked before each step.
 
@@ -120,6 +135,7 @@ def local_train(
     generator = torch_generator(seed)
     torch.manual_seed(seed)
     losses: list[float] = []
+    num_steps = config.local_epochs * math.ceil(num_examples / config.batch_size)
     for _ in range(config.local_epochs):
         for indices in batches(num_examples, config.batch_size, generator):
             if should_stop():
@@ -130,6 +146,8 @@ def local_train(
                     f"loss is {loss.item()} at step {len(losses)} of this round; "
                     f"lower learning_rate (now {config.learning_rate})"
                 )
+            for group in optimizer.param_groups:
+                group["lr"] = config.rate_at(round_number + len(losses) / num_steps)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call] # torch's stub
             nn.utils.clip_grad_norm_(parameters, config.max_gradient_norm)

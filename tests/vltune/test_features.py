@@ -94,6 +94,20 @@ def test_a_row_belongs_to_content_not_to_a_name(cache: FeatureCache, images: lis
     assert np.array_equal(changed.patch_features[0], changed.patch_features[1])
 
 
+def test_the_store_knows_content_it_holds(
+    cache: FeatureCache, tiny_clip: ClipBackbone, images: list[Path]
+) -> None:
+    """A cache as a later process opens it: it asks by content, so a changed file is unknown."""
+    cache.encode(images[:2], read)
+    later = FeatureCache(cache.folder.parent, tiny_clip)
+    assert later.folder == cache.folder
+    assert [later.holds(path) for path in images[:3]] == [True, True, False]
+    assert not later.holds(images[0].with_name("none.png"))
+    images[1].write_bytes(images[2].read_bytes())
+    assert not FeatureCache(cache.folder.parent, tiny_clip).holds(images[1])
+    assert later.encode(images[:1], read).num_encoded == 0
+
+
 def test_another_backbone_or_preprocessing_has_its_own_store(
     clip_folder: Folder, tmp_path: Path, images: list[Path]
 ) -> None:

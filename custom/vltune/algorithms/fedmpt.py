@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from vltune.adapters import ConditionAdapters
-from vltune.algorithms.multilabel_site import FeatureBatch, MultiLabelParticipant, make_participant
+from vltune.algorithms.encoded_split import FeatureBatch
+from vltune.algorithms.multilabel_site import MultiLabelParticipant, make_participant
 from vltune.backbones.clip import ClipBackbone
 from vltune.conditions import ConditionSet
 from vltune.config import ConfigError, from_mapping

@@ -7,9 +7,9 @@ received and local training are the same for all of them.
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,35 +17,24 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vltune import __version__
+from vltune.algorithms.encoded_split import (
+    EncodedSplit,
+    FeatureBatch,
+    encode_split,
+    zero_shot_scores,
+)
 from vltune.backbones.clip import BackboneConfig, ClipBackbone, load_clip
 from vltune.conditions import ConditionSet, conditions_from_mapping
 from vltune.config import ConfigError, from_mapping
-from vltune.data.multilabel import MultiLabelSamples, load_coco_instances, read_image
 from vltune.evaluation import evaluate_scores, predict_scores
-from vltune.features import EncodingStopped, FeatureCache, FeatureSet
 from vltune.metrics import multilabel_metrics
 from vltune.parameters import LocalUpdate, apply_shared, personal_state, shared_state, spec_of
 from vltune.participant import Evaluation, Handshake, ShouldStop
-from vltune.prompts import zero_shot_text_features
 from vltune.seed import derive_seed
 from vltune.site_config import SiteConfig, Split
-from vltune.training import TrainingConfig, TrainingStopped, local_train
+from vltune.training import TrainingConfig, local_train
 
 log = logging.getLogger(__name__)
-
-
-class FeatureBatch(NamedTuple):
-    """Frozen features and labels of some images.
-
-    Attributes:
-        patch_features: (B, M, D), unit norm.
-        image_features: (B, D), unit norm.
-        labels: (B, C), 1, 0 or -1 for unknown.
-    """
-
-    patch_features: Tensor
-    image_features: Tensor
-    labels: Tensor
 
 
 class MultiLabelModel(Protocol):
@@ -99,24 +88,6 @@ class MultiLabelJob:
                 "min_cell and encode_batch_size must be >= 1, got "
                 f"{self.min_cell} and {self.encode_batch_size}"
             )
-
-
-@dataclass(frozen=True)
-class EncodedSplit:
-    """Samples and their frozen features, in the same order."""
-
-    samples: MultiLabelSamples
-    features: FeatureSet
-    labels: Tensor
-
-    def batch_at(self, indices: Tensor) -> FeatureBatch:
-        """Read the features of some samples from the memory-mapped cache as fp32."""
-        rows = indices.numpy()
-        return FeatureBatch(
-            torch.from_numpy(self.features.patch_features[rows]).float(),
-            torch.from_numpy(self.features.image_features[rows]).float(),
-            self.labels[indices],
-        )
 
 
 class MultiLabelParticipant:
@@ -213,6 +184,7 @@ class MultiLabelParticipant:
             num_examples=len(train.labels),
             batch_at=train.batch_at,
             config=self.job.training,
+            round_number=round_number,
             seed=derive_seed(self.job.seed, self.site_name, round_number),
             should_stop=should_stop,
         )
@@ -259,27 +231,16 @@ class MultiLabelParticipant:
         return self.job.backbone if own is None else replace(self.job.backbone, weights=str(own))
 
     def encode_split(self, split: Split, should_stop: ShouldStop = lambda: False) -> EncodedSplit:
-        """Read a split's labels and its frozen features, encoding what the cache does not hold."""
+        """Read a split of this site; see `encoded_split.encode_split`."""
         assert self.backbone is not None  # prepare() loads it first
-        cache = FeatureCache(self.site.cache_dir, self.backbone)
-        samples = load_coco_instances(
-            split.annotations,
-            split.images,
+        return encode_split(
+            self.backbone,
+            self.site,
+            split,
             self.job.classnames,
-            unlabelled=self.site.unlabelled,
-            rename=self.site.rename,
-            on_bad_image=self.site.on_bad_image,
+            batch_size=self.job.encode_batch_size,
+            should_stop=should_stop,
         )
-        try:
-            features = cache.encode(
-                samples.image_paths,
-                read_image,
-                batch_size=self.job.encode_batch_size,
-                should_stop=should_stop,
-            )
-        except EncodingStopped as stopped:
-            raise TrainingStopped(str(stopped)) from stopped
-        return EncodedSplit(samples, features, torch.from_numpy(samples.labels.astype("int64")))
 
     def predict(self, split: EncodedSplit) -> NDArray[np.float64]:
         """Probabilities (N, C) of the model as it is now."""
@@ -294,32 +255,6 @@ class MultiLabelParticipant:
             return logits
 
         return predict_scores(logits_of, len(split.labels))
-
-
-def zero_shot_scores(
-    backbone: ClipBackbone, split: EncodedSplit, classnames: Sequence[str]
-) -> dict[str, NDArray[np.float64]]:
-    """Scores of CLIP without any training, from "a photo of a CLASS.".
-
-    Returns:
-        `pooled`: sigmoid of the scaled cosine of the image feature, (N, C); `patch`: the same of
-        the highest patch. Sigmoids keep the order of cosines; they are no calibrated probabilities.
-    """
-    text = zero_shot_text_features(backbone, classnames)
-
-    def pooled(batch: FeatureBatch) -> Tensor:
-        return batch.image_features @ text.T
-
-    def patch(batch: FeatureBatch) -> Tensor:
-        return (batch.patch_features @ text.T).amax(dim=1)
-
-    return {
-        name: predict_scores(
-            lambda rows, read=read: 10 * read(split.batch_at(rows)),  # type: ignore[misc] # default binds
-            len(split.labels),
-        )
-        for name, read in (("pooled", pooled), ("patch", patch))
-    }
 
 
 def make_participant(

@@ -10,8 +10,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vltune.algorithms.encoded_split import EncodedSplit
 from vltune.algorithms.fedmpt import FedMPT, FedMPTConfig
-from vltune.algorithms.multilabel_site import EncodedSplit
 from vltune.backbones.clip import BackboneConfig, ClipBackbone, load_clip
 from vltune.conditions import load_conditions
 from vltune.data.multilabel import MultiLabelSamples, read_image

@@ -12,12 +12,9 @@ from typing import Any
 import numpy as np
 from safetensors.torch import load_file
 
+from vltune.algorithms.encoded_split import EncodedSplit, zero_shot_scores
 from vltune.algorithms.fedmpt import FedMPT, build_participant
-from vltune.algorithms.multilabel_site import (
-    EncodedSplit,
-    MultiLabelParticipant,
-    zero_shot_scores,
-)
+from vltune.algorithms.multilabel_site import MultiLabelParticipant
 from vltune.metrics import MultiLabelMetrics, multilabel_metrics
 from vltune.parameters import apply_shared, shared_state
 from vltune.site_config import SiteConfig, Split

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from vltune.algorithms.encoded_split import EncodedSplit
 from vltune.algorithms.fedmpt import FedMPT
-from vltune.algorithms.multilabel_site import EncodedSplit
 from vltune.backbones.clip import ClipBackbone
 from vltune.data.multilabel import read_image
 from vltune.seed import derive_seed, torch_generator

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from vltune.algorithms.encoded_split import EncodedSplit
 from vltune.algorithms.fedmpt import FedMPT, FedMPTConfig
-from vltune.algorithms.multilabel_site import EncodedSplit
 from vltune.backbones.clip import BackboneConfig, ClipBackbone, load_clip
 from vltune.data.multilabel import MultiLabelSamples, read_image
 from vltune.features import FeatureCache

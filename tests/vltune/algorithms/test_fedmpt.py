@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from vltune.algorithms.encoded_split import FeatureBatch
 from vltune.algorithms.fedmpt import FedMPT, FedMPTConfig, LossConfig
-from vltune.algorithms.multilabel_site import FeatureBatch
 from vltune.backbones.clip import ClipBackbone
 from vltune.config import ConfigError, from_mapping
 from vltune.losses import asymmetric_loss

@@ -1,5 +1,6 @@
 """One site on disk: a few JPEGs, COCO JSON, vltune_site.yaml and a tiny CLIP folder."""
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,13 +12,9 @@ import torch
 import yaml
 from PIL import Image
 
+from vltune.algorithms.encoded_split import FeatureBatch, zero_shot_scores
 from vltune.algorithms.fedmpt import FedMPT, FedMPTConfig, build_participant
-from vltune.algorithms.multilabel_site import (
-    FeatureBatch,
-    MultiLabelParticipant,
-    hash_tensors,
-    zero_shot_scores,
-)
+from vltune.algorithms.multilabel_site import MultiLabelParticipant, hash_tensors
 from vltune.backbones.clip import BackboneConfig, BackboneError, load_clip
 from vltune.conditions import ConditionError, condition_cache_mapping
 from vltune.config import ConfigError, from_mapping
@@ -218,6 +215,7 @@ def test_one_site_and_one_round_is_plain_training(
         num_examples=NUM_TRAIN,
         batch_at=lambda rows: FeatureBatch(*(value[rows] for value in data)),
         config=TrainingConfig(**TRAINING),
+        round_number=0,
         seed=derive_seed(34, "site-1", 0),
         should_stop=go,
     )
@@ -340,8 +338,11 @@ def test_stopping_while_training(participate: Participate, site: Path, after: in
 
 
 def test_stopping_while_encoding(participate: Participate, site: Path) -> None:
-    with pytest.raises(TrainingStopped, match="encoding"):
+    with pytest.raises(TrainingStopped, match="reading"):
         participate(site).prepare(lambda: True)
+    asked = itertools.count()
+    with pytest.raises(TrainingStopped, match="encoding"):
+        participate(site).prepare(lambda: next(asked) >= NUM_TRAIN)
     assert participate(site).prepare(go).num_examples == NUM_TRAIN
 
 
