@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from sklearn.metrics import average_precision_score
 from torch import Tensor
 
-from vltune_lab.pretrain.clip import encode_phrases, normalise_pixels
+from vltune_lab.pretrain.clip import normalise_pixels
+from vltune_lab.pretrain.phrases import encode_phrases
 from vltune_lab.scenes.captions import article
 from vltune_lab.scenes.library import Library
 from vltune_lab.scenes.make import scenes_of

@@ -1,13 +1,14 @@
 """What clip-compact learns from: captions, grounded phrases and image-level labels.
 
-Four terms over one batch. Captions alone do not teach a small tower anything in an hour; patches
+Five terms over one batch. Captions alone do not teach a small tower anything in an hour; patches
 that are never told that they are background answer to every class. The terms:
 
 1. contrastive: pooled image features against captions, symmetric InfoNCE (CLIP);
 2. grounded phrases: each patch that shows an object against the phrases of all classes, softmax;
 3. presence: patch and class phrase through a sigmoid, which tells background patches that they are
    nothing, and its soft-pooled form over the image against the image's labels;
-4. colours: the mean patch of an object against "a red car"-like phrases of its batch, softmax.
+4. colours: the mean patch of an object against "a red car"-like phrases of its batch, softmax;
+5. spread: squared cosines between the classes' phrases, which keeps their directions apart.
 """
 
 from dataclasses import dataclass
@@ -57,12 +58,13 @@ condition first still means its class."""
 
 @dataclass(frozen=True)
 class Objective:
-    """Weights of the four terms."""
+    """Weights of the terms."""
 
     contrastive: float = 0.5
     grounded: float = 1.0
     presence: float = 1.0
     colours: float = 0.25
+    spread: float = 0.5
 
 
 class Head(nn.Module):
@@ -132,6 +134,16 @@ def presence_loss(similarity: Tensor, patch_labels: Tensor, labels: Tensor, head
         image_logits, labels.to(pooled.dtype), reduction="none"
     )
     return per_patch + per_image.sum(-1).mean() / 4
+
+
+def spread_loss(phrases: Tensor) -> Tensor:
+    """Sum of squared cosines of a phrase with the other classes' phrases, mean over classes.
+
+    Args:
+        phrases: (C, D), unit norm. Zero when orthogonal; C - 1 when all are equal.
+    """
+    cosines = phrases @ phrases.T
+    return (cosines.square().sum() - cosines.diagonal().square().sum()) / len(phrases)
 
 
 def colour_loss(

@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -21,7 +22,6 @@ from vltune_lab.pretrain.clip import (
     PretrainState,
     batch_loss,
     build_model,
-    encode_phrases,
     learning_rate_at,
     normalise_pixels,
     pretrain,
@@ -35,7 +35,9 @@ from vltune_lab.pretrain.objectives import (
     contrastive_loss,
     grounded_loss,
     presence_loss,
+    spread_loss,
 )
+from vltune_lab.pretrain.phrases import encode_phrases
 from vltune_lab.pretrain.stream import SceneBatch, SceneStream, describe_batch, make_loader
 from vltune_lab.scenes.library import PACKAGED_ASSETS, PRETRAINING_STYLES, Library, load_library
 from vltune_lab.scenes.render import Scene, SceneObject
@@ -43,7 +45,7 @@ from vltune_lab.scenes.render import Scene, SceneObject
 torch.set_num_threads(1)
 
 MODEL = PACKAGED_ASSETS / "clip-compact"
-TINY = PretrainConfig(steps=3, batch_size=4, checkpoint_every=2)
+TINY = PretrainConfig(steps=3, batch_size=4, text_warmup_steps=2, checkpoint_every=2)
 
 
 @pytest.fixture(scope="module")
@@ -210,6 +212,13 @@ def test_colour_loss_by_hand() -> None:
     assert colour_loss(patches, labels, colours[1:], phrases, torch.tensor(2.0)).item() == 0
 
 
+def test_spread_loss_by_hand() -> None:
+    """Three phrases, two alike: each of the two has one square of 1, the third none."""
+    phrases = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    assert spread_loss(phrases).item() == pytest.approx(2 / 3)
+    assert spread_loss(torch.eye(4)).item() == 0.0
+
+
 def test_every_class_has_one_phrase_with_its_name() -> None:
     names = ("apple", "wine glass", "scissors")
     phrases = class_phrases(names, np.random.default_rng(0))
@@ -261,14 +270,13 @@ def test_every_term_reaches_the_weights(library: Library, tmp_path: Path) -> Non
     state, tokenizer = start(TINY, MODEL, tmp_path / "none.pt", "cpu", compile_trunk=False)
     batch = stream_of(library).batch(0)
     terms = batch_loss(state, tokenizer, batch, library.classnames, TINY, np.random.default_rng(0))
-    assert set(terms) == {"contrastive", "grounded", "presence", "colours"}
+    assert set(terms) == {"contrastive", "grounded", "presence", "spread", "colours"}
     for name, value in terms.items():
         assert torch.isfinite(value), name
-        reached = torch.autograd.grad(
-            value,
-            [state.model.visual.head.proj.weight, state.model.text_projection],
-            retain_graph=True,
-        )
+        ends = [state.model.text_projection]
+        if name != "spread":  # a matter of texts alone
+            ends.append(state.model.visual.head.proj.weight)
+        reached = torch.autograd.grad(value, ends, retain_graph=True)
         assert all(gradient.any() for gradient in reached), name
     sum(terms.values()).backward()
     without = [n for n, p in state.model.named_parameters() if p.grad is None or not p.grad.any()]
@@ -276,7 +284,7 @@ def test_every_term_reaches_the_weights(library: Library, tmp_path: Path) -> Non
 
 
 def run(steps: int, work: Path) -> PretrainState:
-    config = PretrainConfig(steps=steps, batch_size=4, checkpoint_every=2)
+    config = dataclasses.replace(TINY, steps=steps)
     return pretrain(config, model_folder=MODEL, work=work, workers=0, compile_trunk=False)
 
 
@@ -308,6 +316,16 @@ def test_a_resumed_run_is_an_undisturbed_run(tmp_path: Path) -> None:
     again = run(5, tmp_path / "halves")
     assert again.step == 5
     assert torch.equal(again.model.text_projection, halves.model.text_projection)
+
+
+@pytest.mark.slow
+def test_another_recipe_does_not_continue_a_checkpoint(tmp_path: Path) -> None:
+    run(2, tmp_path)
+    other = dataclasses.replace(TINY, batch_size=5)
+    with pytest.raises(ConfigError, match=r"checkpoint\.pt.*batch_size was 4, is 5"):
+        start(other, MODEL, tmp_path / "checkpoint.pt", "cpu", compile_trunk=False)
+    longer, _ = start(TINY, MODEL, tmp_path / "checkpoint.pt", "cpu", compile_trunk=False)
+    assert longer.schedule == [[0, 2], [2, 3]]
 
 
 @pytest.mark.slow
