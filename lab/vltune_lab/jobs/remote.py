@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from vltune.config import ConfigError
+from vltune.config import ConfigError, read_mapping
 from vltune.flare.run_log import METRICS_FILE, STATE_FILE
 from vltune_lab.jobs.follow import Follower, Record
 from vltune_lab.jobs.simulate import RunFailedError
@@ -54,9 +54,7 @@ def open_session(
 
     server = None
     if environment == "poc" and startup_kit is None:
-        from nvflare.tool.poc.poc_commands import get_poc_workspace, get_prod_dir
-
-        folder = Path(get_prod_dir(get_poc_workspace()))
+        folder = poc_folder()
         startup_kit, server = folder / user, folder / "server"
     if startup_kit is None or not startup_kit.is_dir():
         raise ConfigError(
@@ -70,6 +68,24 @@ def open_session(
             f"no FLARE server answers ({error}). Is it started? For POC: nvflare poc start."
         ) from error
     return session, server
+
+
+def poc_folder() -> Path:
+    """Where the prepared POC has its server, sites and admins; its project may have any name.
+
+    Raises:
+        ConfigError: No POC was prepared in `NVFLARE_POC_WORKSPACE`.
+    """
+    from nvflare.tool.poc.poc_commands import get_poc_workspace, get_prod_dir
+
+    workspace = Path(get_poc_workspace())
+    project = workspace / "project.yml"
+    if not project.is_file():
+        raise ConfigError(
+            f"no POC at {workspace}. Run nvflare poc prepare and nvflare poc start, with the same "
+            "NVFLARE_POC_WORKSPACE as here (poc_workspace/README.md)."
+        )
+    return Path(get_prod_dir(str(workspace), read_mapping(project).get("name")))
 
 
 def run_remote(

@@ -45,6 +45,16 @@ def test_what_cannot_run_ends_with_its_cause(
     assert "Traceback" not in error
 
 
+def test_poc_that_was_never_prepared(
+    kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setenv("NVFLARE_POC_WORKSPACE", str(tmp_path / "nothing"))
+    assert main(kind(), ["--env", "poc", "--out", str(tmp_path / "runs")]) == 1
+    error = capsys.readouterr().err.replace("\n", " ")
+    assert "no POC at" in error
+    assert "nvflare poc prepare" in error
+
+
 def test_one_file_for_many_sites_is_refused(
     kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
