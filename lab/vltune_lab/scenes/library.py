@@ -58,7 +58,14 @@ class Library:
 
     def classes_of(self, style: str) -> tuple[str, ...]:
         """Classes that `style` can draw, in manifest order."""
-        return tuple(name for name in self.classnames if (style, name) in self.sprites)
+        return self._classes_by_style.get(style, ())
+
+    @cached_property
+    def _classes_by_style(self) -> dict[str, tuple[str, ...]]:
+        return {
+            style: tuple(name for name in self.classnames if (style, name) in self.sprites)
+            for style in self.styles
+        }
 
     @cached_property
     def styles(self) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 import zlib
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -34,6 +35,14 @@ LARGE = frozenset(
         "horse",
     }
 )
+
+
+def _cumulative(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    total = weights.cumsum()
+    return total / total[-1]
+
+
+_CUMULATIVE_COUNTS = _cumulative(np.array(OBJECT_COUNTS))
 
 
 @dataclass(frozen=True)
@@ -116,15 +125,21 @@ def plan_scene(
 
 
 def _draw_classes(classes: tuple[str, ...], scene: str, rng: np.random.Generator) -> list[str]:
-    weights = load_priors().weights(scene, classes)
-    count = 1 + int(rng.choice(len(OBJECT_COUNTS), p=OBJECT_COUNTS))
+    cumulative = _cumulative_weights(scene, classes)
+    count = 1 + int(_CUMULATIVE_COUNTS.searchsorted(rng.random(), side="right"))
     names: list[str] = []
     for _ in range(count):
         if names and rng.random() < REPEAT_PROBABILITY:
             names.append(names[int(rng.integers(len(names)))])
         else:
-            names.append(classes[int(rng.choice(len(classes), p=weights))])
+            names.append(classes[int(cumulative.searchsorted(rng.random(), side="right"))])
     return names
+
+
+@cache
+def _cumulative_weights(scene: str, classes: tuple[str, ...]) -> NDArray[np.float64]:
+    """`Generator.choice` adds the weights up anew at each draw, which costs more than the draw."""
+    return _cumulative(load_priors().weights(scene, classes))
 
 
 def _allowed(
