@@ -38,6 +38,7 @@ def evaluate_scores(
     *,
     threshold: float = FIXED_THRESHOLD,
     min_cell: int,
+    min_interval: int = 1,
 ) -> SiteEvaluation:
     """Metrics at `threshold` and the histograms of all scores.
 
@@ -46,8 +47,9 @@ def evaluate_scores(
         labels: (N, C), 1, 0 or -1 for unknown.
         threshold: For CF1 and OF1; configuration, never chosen on test data.
         min_cell: Classes with fewer present or absent images are left out of the histograms.
+        min_interval: Smallest number of images that a score interval may describe.
     """
     return SiteEvaluation(
         metrics=multilabel_metrics(scores, labels, threshold),
-        histograms=score_histograms(scores, labels, min_cell=min_cell),
+        histograms=score_histograms(scores, labels, min_cell=min_cell, min_interval=min_interval),
     )

@@ -62,6 +62,8 @@ def test_evaluation_is_metrics_and_histograms_of_the_same_scores() -> None:
     tensors = score_histograms(scores, labels, min_cell=3).to_tensors()
     for name, value in result.histograms.to_tensors().items():
         assert torch.equal(value, tensors[name])
+    merged = evaluate_scores(scores, labels, min_cell=3, min_interval=3).histograms
+    assert (merged.positives + merged.negatives).min() >= 3
     pooled, _ = mean_average_precision_from([result.histograms])
     assert pooled == pytest.approx(wanted.mAP, abs=0.002)
 

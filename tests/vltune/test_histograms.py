@@ -55,6 +55,12 @@ def error_of_cells(seed: int, min_interval: int) -> float:
 
 
 @pytest.mark.slow
+def test_the_jobs_intervals_of_three_are_within_two_thousandths() -> None:
+    errors = np.array([error_of_cells(seed, min_interval=3) for seed in range(6)])
+    assert np.abs(errors).max() < 0.002
+
+
+@pytest.mark.slow
 def test_intervals_of_five_images_cost_little_accuracy() -> None:
     """Without the model of what stands where inside an interval the error is some -0.03."""
     errors = np.array([error_of_cells(seed, min_interval=5) for seed in range(8)])

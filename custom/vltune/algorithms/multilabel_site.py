@@ -68,6 +68,7 @@ class MultiLabelJob:
         training: Optimiser and local schedule.
         threshold: Of CF1 and OF1.
         min_cell: Classes with fewer present or absent images are left out of the histograms.
+        min_interval: Smallest number of images that a score interval of a histogram describes.
         encode_batch_size: Images a pass through the frozen tower.
     """
 
@@ -78,15 +79,16 @@ class MultiLabelJob:
     training: TrainingConfig
     threshold: float = 0.5
     min_cell: int = 5
+    min_interval: int = 3
     encode_batch_size: int = 64
 
     def __post_init__(self) -> None:
         if not 0 <= self.threshold <= 1:
             raise ConfigError(f"threshold must be in [0, 1], got {self.threshold}")
-        if min(self.min_cell, self.encode_batch_size) < 1:
+        if min(self.min_cell, self.min_interval, self.encode_batch_size) < 1:
             raise ConfigError(
-                "min_cell and encode_batch_size must be >= 1, got "
-                f"{self.min_cell} and {self.encode_batch_size}"
+                "min_cell, min_interval and encode_batch_size must be >= 1, got "
+                f"{self.min_cell}, {self.min_interval} and {self.encode_batch_size}"
             )
 
 
@@ -159,6 +161,7 @@ class MultiLabelParticipant:
             validation.samples.labels,
             threshold=self.job.threshold,
             min_cell=self.job.min_cell,
+            min_interval=self.job.min_interval,
         )
         metrics = {
             "mAP": result.metrics.mAP,

@@ -97,6 +97,7 @@ def job(clip_folder: Folder) -> Job:
         "model": MODEL,
         "training": TRAINING,
         "min_cell": 1,
+        "min_interval": 1,
     }
 
 
@@ -445,6 +446,7 @@ def test_conditions_of_another_class_list(participate: Participate, site: Path) 
         ({"conditions": "condition_cache/embedded.json"}, "conditions"),
         ({"threshold": 1.5}, "threshold"),
         ({"min_cell": 0}, "min_cell"),
+        ({"min_interval": 0}, "min_interval"),
         ({"encode_batch_size": 0}, "encode_batch_size"),
     ],
 )
