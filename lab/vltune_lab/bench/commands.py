@@ -51,6 +51,20 @@ def fedmpt_demo(
     show(write_results(out, content))
 
 
+@bench_app.command("scenes")
+def scenes(
+    quick: Quick = False,
+    seeds: Annotated[str, typer.Option(help="Comma-separated seeds.")] = "1,2,3",
+    out: Annotated[Path, typer.Option(help="Result file.")] = RESULTS_FOLDER / "scenes.json",
+) -> None:
+    """Scenes drawn and written a second, on one core."""
+    from vltune_lab.bench.scenes import run_scenes
+
+    rows = run_scenes([int(text) for text in seeds.split(",")], quick=quick)
+    command = f"vltune bench scenes --seeds {seeds}" + (" --quick" if quick else "")
+    show(write_results(out, {"protocol": "scenes", **provenance(command), "rows": rows}))
+
+
 @bench_app.command("tables")
 def tables(
     check: Annotated[bool, typer.Option("--check", help="Only say whether they differ.")] = False,

@@ -32,6 +32,7 @@ _COLUMNS: dict[str, tuple[str, float, int]] = {
     "worst_site_mAP": ("worst site mAP", 100, 1),
     "spurious_activation": ("spurious activation, sd", 1, 2),
     "bytes_up": ("kB up per site and round", 1e-3, 1),
+    "images_per_second": ("images a second", 1, 0),
     "seconds": ("seconds", 1, 1),
 }
 

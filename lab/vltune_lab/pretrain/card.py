@@ -71,6 +71,7 @@ def publish(
         },
         "recipe": to_mapping(config),
         "steps": state.step,
+        "schedule": [{"from_step": first, "steps": steps} for first, steps in state.schedule],
         "hardware": f"{device}, {platform.processor() or platform.machine()}, "
         f"{torch.get_num_threads()} threads, fp32"
         if device == "cpu"

@@ -60,7 +60,7 @@ class PretrainConfig:
     """
 
     seed: int = 2026
-    steps: int = 4800
+    steps: int = 7000
     batch_size: int = 64
     learning_rate: float = 2e-3
     weight_decay: float = 0.05

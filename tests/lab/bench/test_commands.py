@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 from typing import Any
 
@@ -46,3 +47,20 @@ def test_every_part_agrees_with_the_published_dataflow(tmp_path: Path, app: type
     for row, limit in zip(rows, limits, strict=True):
         assert row["max_abs_error"] <= limit, row
         assert row["repeats"] >= 5
+
+
+def test_scenes_are_timed_on_one_core_and_the_cores_given_back(
+    tmp_path: Path, app: typer.Typer
+) -> None:
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+    out = tmp_path / "scenes.json"
+    result = CliRunner().invoke(
+        app, ["bench", "scenes", "--quick", "--seeds", "5", "--out", str(out)]
+    )
+    assert result.exit_code == 0, result.output
+    rows = load_results(out)["rows"]
+    assert [row["setting"] for row in rows] == ["64 px, one core", "96 px, one core"]
+    for row in rows:
+        assert row["images_per_second"] == pytest.approx(20 / row["seconds"])
+    if cores is not None:
+        assert os.sched_getaffinity(0) == cores
