@@ -44,10 +44,9 @@ class TrainingConfig:
     Attributes:
         optimizer: The paper uses sgd with learning_rate 1e-3 (arXiv 2605.28347); adamw measured
             better here.
-        learning_rate: At the first step of round 0.
-        decay_rounds: The rate falls to zero along half a cosine over so many rounds, usually all
-            of the federation's; it is 0 from then on, so a longer run needs a larger value.
-            None keeps the rate constant.
+        learning_rate: At the first step of the first round.
+        schedule: `constant`, or `cosine`: half a cosine down to zero over all of the federation's
+            rounds. A run that is resumed for more rounds continues on the longer curve.
         momentum: Of sgd.
         weight_decay: Decoupled for adamw, L2 for sgd.
         batch_size: Images a step.
@@ -57,7 +56,7 @@ class TrainingConfig:
 
     optimizer: Literal["sgd", "adamw"] = "adamw"
     learning_rate: float = 3e-3
-    decay_rounds: int | None = None
+    schedule: Literal["constant", "cosine"] = "constant"
     momentum: float = 0.9
     weight_decay: float = 0.0
     batch_size: int = 32
@@ -67,20 +66,17 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         if not 0 < self.learning_rate < math.inf:
             raise ConfigError(f"learning_rate must be positive, got {self.learning_rate}")
-        if self.decay_rounds is not None and self.decay_rounds < 1:
-            raise ConfigError(f"decay_rounds must be >= 1 or null, got {self.decay_rounds}")
         if self.batch_size < 1 or self.local_epochs < 1:
             raise ConfigError(
                 "batch_size and local_epochs must be >= 1, "
                 f"got {self.batch_size} and {self.local_epochs}"
             )
 
-    def rate_at(self, rounds_done: float) -> float:
-        """Learning rate after `rounds_done` rounds; a fraction within a round."""
-        if self.decay_rounds is None:
+    def rate_at(self, progress: float) -> float:
+        """Learning rate after a share of all training; 0 before the first step."""
+        if self.schedule == "constant":
             return self.learning_rate
-        progress = min(1.0, rounds_done / self.decay_rounds)
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
 @dataclass(frozen=True)
@@ -108,6 +104,7 @@ def local_train(
     batch_at: Callable[[Tensor], BatchT],
     config: TrainingConfig,
     round_number: int,
+    num_rounds: int,
     seed: int,
     should_stop: Callable[[], bool],
 ) -> TrainResult:
@@ -118,7 +115,8 @@ def local_train(
         num_examples: Training images at this site.
         batch_at: Sample indices, (b,) int64 -> batch.
         config: Optimiser and schedule.
-        round_number: From 0; where the learning rate stands.
+        round_number: From 0; with `num_rounds` it says where the learning rate stands.
+        num_rounds: Of the whole federation.
         seed: Of the order of samples and of every random draw in the model.
         should_stop: Asked before each step.
 
@@ -147,7 +145,7 @@ def local_train(
                     f"lower learning_rate (now {config.learning_rate})"
                 )
             for group in optimizer.param_groups:
-                group["lr"] = config.rate_at(round_number + len(losses) / num_steps)
+                group["lr"] = config.rate_at((round_number + len(losses) / num_steps) / num_rounds)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call] # torch's stub
             nn.utils.clip_grad_norm_(parameters, config.max_gradient_norm)

@@ -37,6 +37,7 @@ def train(
     y: Tensor = Y,
     stop: bool = False,
     round_number: int = 0,
+    num_rounds: int = 1,
 ) -> tuple[float, int]:
     result = local_train(
         model,
@@ -44,6 +45,7 @@ def train(
         batch_at=lambda rows: (X[rows], y[rows]),
         config=config,
         round_number=round_number,
+        num_rounds=num_rounds,
         seed=seed,
         should_stop=lambda: stop,
     )
@@ -61,32 +63,29 @@ def test_one_step_by_hand() -> None:
 
 
 def test_learning_rate_falls_over_the_rounds() -> None:
-    """Half a cosine over 4 rounds: 1, (1 + cos 45 deg) / 2, 1/2, ..., 0; in round 4 nothing moves.
+    """Half a cosine: 1, (1 + cos 45 deg) / 2, 1/2, ..., 0.
 
-    A round of two epochs has two steps here: its second step stands half a round later.
+    Round 2 of 4 starts half way. Its two epochs have a step each: the second stands at 2.5 / 4.
     """
     config = TrainingConfig(
         "sgd",
         0.1,
-        decay_rounds=4,
+        schedule="cosine",
         momentum=0.0,
         batch_size=2,
         local_epochs=2,
         max_gradient_norm=1e9,
     )
     assert config.rate_at(0) == pytest.approx(0.1)
-    assert config.rate_at(1) == pytest.approx(0.1 * (1 + 0.5**0.5) / 2)
-    assert config.rate_at(2) == pytest.approx(0.05)
-    assert config.rate_at(4) == config.rate_at(9) == 0
+    assert config.rate_at(0.25) == pytest.approx(0.1 * (1 + 0.5**0.5) / 2)
+    assert config.rate_at(0.5) == pytest.approx(0.05)
+    assert config.rate_at(1) == config.rate_at(1.5) == 0
     model = Line()
-    train(model, config, round_number=2)
+    train(model, config, round_number=2, num_rounds=4)
     after_first = 0.05 * 15
-    rate = config.rate_at(2.5)
     # y = 3 x: the gradient is mean(2 x^2) (w - 3) = 5 (w - 3).
-    assert model.w.item() == pytest.approx(after_first - rate * 5 * (after_first - 3))
-    still = Line()
-    train(still, config, round_number=4)
-    assert still.w.item() == 0
+    expected = after_first - config.rate_at(2.5 / 4) * 5 * (after_first - 3)
+    assert model.w.item() == pytest.approx(expected)
 
 
 def test_gradient_is_clipped_to_the_norm() -> None:
@@ -124,7 +123,7 @@ def test_divergence_is_an_error_that_names_the_cure() -> None:
 
 
 @pytest.mark.parametrize(
-    "values", [{"learning_rate": 0.0}, {"batch_size": 0}, {"local_epochs": 0}, {"decay_rounds": 0}]
+    "values", [{"learning_rate": 0.0}, {"batch_size": 0}, {"local_epochs": 0}]
 )
 def test_wrong_values_are_refused(values: dict[str, float]) -> None:
     with pytest.raises(ConfigError):

@@ -66,6 +66,7 @@ class MultiLabelJob:
         conditions: Content of the condition cache.
         backbone: Frozen CLIP.
         training: Optimiser and local schedule.
+        num_rounds: The federation's, for the learning rate's schedule.
         threshold: Of CF1 and OF1.
         min_cell: Classes with fewer present or absent images are left out of the histograms.
         min_interval: Smallest number of images that a score interval of a histogram describes.
@@ -77,6 +78,7 @@ class MultiLabelJob:
     conditions: dict[str, Any]
     backbone: BackboneConfig
     training: TrainingConfig
+    num_rounds: int = 1
     threshold: float = 0.5
     min_cell: int = 5
     min_interval: int = 3
@@ -188,6 +190,7 @@ class MultiLabelParticipant:
             batch_at=train.batch_at,
             config=self.job.training,
             round_number=round_number,
+            num_rounds=self.job.num_rounds,
             seed=derive_seed(self.job.seed, self.site_name, round_number),
             should_stop=should_stop,
         )
@@ -273,6 +276,7 @@ def make_participant(
         ConditionError: The condition cache was made for another class list.
     """
     known = {key: job[key] for key in MultiLabelJob.__dataclass_fields__ if key in job}
+    known["num_rounds"] = job.get("federation", {}).get("rounds", 1)
     parsed = from_mapping(MultiLabelJob, known, "the job")
     conditions = conditions_from_mapping(
         parsed.conditions, parsed.classnames, "the job's conditions"

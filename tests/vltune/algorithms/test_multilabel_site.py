@@ -217,6 +217,7 @@ def test_one_site_and_one_round_is_plain_training(
         batch_at=lambda rows: FeatureBatch(*(value[rows] for value in data)),
         config=TrainingConfig(**TRAINING),
         round_number=0,
+        num_rounds=1,
         seed=derive_seed(34, "site-1", 0),
         should_stop=go,
     )
