@@ -122,9 +122,7 @@ def test_divergence_is_an_error_that_names_the_cure() -> None:
         train(Line(), y=torch.full((2,), float("inf")))
 
 
-@pytest.mark.parametrize(
-    "values", [{"learning_rate": 0.0}, {"batch_size": 0}, {"local_epochs": 0}]
-)
+@pytest.mark.parametrize("values", [{"learning_rate": 0.0}, {"batch_size": 0}, {"local_epochs": 0}])
 def test_wrong_values_are_refused(values: dict[str, float]) -> None:
     with pytest.raises(ConfigError):
         TrainingConfig(**values)  # type: ignore[arg-type] # wrong on purpose

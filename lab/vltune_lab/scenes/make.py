@@ -23,7 +23,7 @@ from vltune_lab.scenes.plan import plan_scene, scene_rng
 from vltune_lab.scenes.render import Scene, render_scene
 from vltune_lab.scenes.world import Split, WorldConfig, check_world, splits_of
 
-WORLD_VERSION = 1
+WORLD_VERSION = 2
 """Counts up when the same configuration would give other bytes."""
 
 

@@ -17,6 +17,9 @@ PLACEMENT_TRIES = 6
 MATCHED_BACKGROUND = 0.75
 """Share of images whose background shows their scene type; the others take any."""
 
+HELD_OUT_PANORAMAS = frozenset({"hall", "lobby", "night", "sunrise", "venice", "workshop"})
+"""Shown in test splits only, whatever the scene type; each scene type with several has one."""
+
 Pixels = NDArray[np.float32]
 """Planes first, (3 or 4, H, W): numpy is several times slower along a last axis of three."""
 
@@ -103,9 +106,7 @@ def _background(
         scene = names[int(rng.integers(len(names)))]
     if scene not in library.backgrounds:
         return _planes(procedural_background(scene, size, rng))
-    panoramas = sorted(library.backgrounds[scene])
-    if len(panoramas) > 1:
-        panoramas = panoramas[-1:] if is_held_out else panoramas[:-1]
+    panoramas = panoramas_of(library, scene, is_held_out=is_held_out)
     crops = library.backgrounds[scene][panoramas[int(rng.integers(len(panoramas)))]]
     crop = crops[int(rng.integers(len(crops)))]
     side = int(crop.width * (0.7 + 0.3 * rng.random()))
@@ -116,6 +117,13 @@ def _background(
     if rng.random() < 0.5:
         view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return _planes(np.asarray(view))
+
+
+def panoramas_of(library: Library, scene: str, *, is_held_out: bool) -> list[str]:
+    """Panoramas for training or for testing; a scene type that has only one sort shows it in both."""
+    panoramas = sorted(library.backgrounds[scene])
+    chosen = [name for name in panoramas if (name in HELD_OUT_PANORAMAS) == is_held_out]
+    return chosen or panoramas
 
 
 def _planes(image: NDArray[np.uint8]) -> Pixels:

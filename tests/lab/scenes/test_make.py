@@ -10,6 +10,7 @@ from vltune.files import OutputError
 from vltune.site_config import read_site_config
 from vltune_lab.scenes.library import AssetError, load_library
 from vltune_lab.scenes.make import make_world
+from vltune_lab.scenes.render import HELD_OUT_PANORAMAS, panoramas_of
 from vltune_lab.scenes.world import SiteWorld, WorldConfig
 
 WORLD = WorldConfig(
@@ -85,3 +86,19 @@ def test_damaged_or_missing_assets_are_named(tmp_path: Path) -> None:
         load_library(tmp_path)
     with pytest.raises(AssetError, match="crayon"):
         load_library(styles=("crayon",))
+
+
+def test_no_panorama_is_for_training_and_for_testing() -> None:
+    """Forest, bedroom and sky have one panorama each and show it in both."""
+    library = load_library(styles=("twemoji",), verify=False)
+    train, test = set(), set()
+    for scene, panoramas in library.backgrounds.items():
+        theirs = panoramas_of(library, scene, is_held_out=False)
+        ours = panoramas_of(library, scene, is_held_out=True)
+        if len(panoramas) == 1:
+            continue
+        assert not set(ours) & set(theirs), scene
+        train |= set(theirs)
+        test |= set(ours)
+    assert test == HELD_OUT_PANORAMAS
+    assert not train & test
