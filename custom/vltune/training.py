@@ -103,8 +103,7 @@ def local_train(
     num_examples: int,
     batch_at: Callable[[Tensor], BatchT],
     config: TrainingConfig,
-    round_number: int,
-    num_rounds: int,
+    span: tuple[float, float],
     seed: int,
     should_stop: Callable[[], bool],
 ) -> TrainResult:
@@ -115,8 +114,7 @@ def local_train(
         num_examples: Training images at this site.
         batch_at: Sample indices, (b,) int64 -> batch.
         config: Optimiser and schedule.
-        round_number: From 0; with `num_rounds` it says where the learning rate stands.
-        num_rounds: Of the whole federation.
+        span: Shares of the whole training at which this round begins and ends, for the schedule.
         seed: Of the order of samples and of every random draw in the model.
         should_stop: Asked before each step.
 
@@ -133,6 +131,7 @@ def local_train(
     generator = torch_generator(seed)
     torch.manual_seed(seed)
     losses: list[float] = []
+    start, end = span
     num_steps = config.local_epochs * math.ceil(num_examples / config.batch_size)
     for _ in range(config.local_epochs):
         for indices in batches(num_examples, config.batch_size, generator):
@@ -145,7 +144,7 @@ def local_train(
                     f"lower learning_rate (now {config.learning_rate})"
                 )
             for group in optimizer.param_groups:
-                group["lr"] = config.rate_at((round_number + len(losses) / num_steps) / num_rounds)
+                group["lr"] = config.rate_at(start + (end - start) * len(losses) / num_steps)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call] # torch's stub
             nn.utils.clip_grad_norm_(parameters, config.max_gradient_norm)

@@ -36,16 +36,14 @@ def train(
     seed: int = 0,
     y: Tensor = Y,
     stop: bool = False,
-    round_number: int = 0,
-    num_rounds: int = 1,
+    span: tuple[float, float] = (0.0, 1.0),
 ) -> tuple[float, int]:
     result = local_train(
         model,
         num_examples=2,
         batch_at=lambda rows: (X[rows], y[rows]),
         config=config,
-        round_number=round_number,
-        num_rounds=num_rounds,
+        span=span,
         seed=seed,
         should_stop=lambda: stop,
     )
@@ -65,7 +63,7 @@ def test_one_step_by_hand() -> None:
 def test_learning_rate_falls_over_the_rounds() -> None:
     """Half a cosine: 1, (1 + cos 45 deg) / 2, 1/2, ..., 0.
 
-    Round 2 of 4 starts half way. Its two epochs have a step each: the second stands at 2.5 / 4.
+    Round 2 of 4 starts half way. Its two epochs have a step each: the second stands at 5 / 8.
     """
     config = TrainingConfig(
         "sgd",
@@ -81,7 +79,7 @@ def test_learning_rate_falls_over_the_rounds() -> None:
     assert config.rate_at(0.5) == pytest.approx(0.05)
     assert config.rate_at(1) == config.rate_at(1.5) == 0
     model = Line()
-    train(model, config, round_number=2, num_rounds=4)
+    train(model, config, span=(0.5, 0.75))
     after_first = 0.05 * 15
     # y = 3 x: the gradient is mean(2 x^2) (w - 3) = 5 (w - 3).
     expected = after_first - config.rate_at(2.5 / 4) * 5 * (after_first - 3)

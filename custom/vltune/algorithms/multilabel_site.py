@@ -184,13 +184,13 @@ class MultiLabelParticipant:
         model, train, _ = self._ready()
         apply_shared(model, shared, model.shared_keys())
         model.train()
+        num_rounds = self.job.num_rounds
         result = local_train(
             model,
             num_examples=len(train.labels),
             batch_at=train.batch_at,
             config=self.job.training,
-            round_number=round_number,
-            num_rounds=self.job.num_rounds,
+            span=(round_number / num_rounds, (round_number + 1) / num_rounds),
             seed=derive_seed(self.job.seed, self.site_name, round_number),
             should_stop=should_stop,
         )

@@ -120,7 +120,7 @@ def _background(
 
 
 def panoramas_of(library: Library, scene: str, *, is_held_out: bool) -> list[str]:
-    """Panoramas for training or for testing; a scene type that has only one sort shows it in both."""
+    """Panoramas for training or testing; a scene type with one sort shows it in both."""
     panoramas = sorted(library.backgrounds[scene])
     chosen = [name for name in panoramas if (name in HELD_OUT_PANORAMAS) == is_held_out]
     return chosen or panoramas

@@ -216,8 +216,7 @@ def test_one_site_and_one_round_is_plain_training(
         num_examples=NUM_TRAIN,
         batch_at=lambda rows: FeatureBatch(*(value[rows] for value in data)),
         config=TrainingConfig(**TRAINING),
-        round_number=0,
-        num_rounds=1,
+        span=(0.0, 1.0),
         seed=derive_seed(34, "site-1", 0),
         should_stop=go,
     )
