@@ -66,7 +66,7 @@ class MultiLabelJob:
         conditions: Content of the condition cache.
         backbone: Frozen CLIP.
         training: Optimiser and local schedule.
-        num_rounds: The federation's, for the learning rate's schedule.
+        num_rounds: The federation's, which a learning rate that falls over the rounds needs.
         threshold: Of CF1 and OF1.
         min_cell: Classes with fewer present or absent images are left out of the histograms.
         min_interval: Smallest number of images that a score interval of a histogram describes.
@@ -78,7 +78,7 @@ class MultiLabelJob:
     conditions: dict[str, Any]
     backbone: BackboneConfig
     training: TrainingConfig
-    num_rounds: int = 1
+    num_rounds: int | None = None
     threshold: float = 0.5
     min_cell: int = 5
     min_interval: int = 3
@@ -184,13 +184,12 @@ class MultiLabelParticipant:
         model, train, _ = self._ready()
         apply_shared(model, shared, model.shared_keys())
         model.train()
-        num_rounds = self.job.num_rounds
         result = local_train(
             model,
             num_examples=len(train.labels),
             batch_at=train.batch_at,
             config=self.job.training,
-            span=(round_number / num_rounds, (round_number + 1) / num_rounds),
+            span=self._span(round_number),
             seed=derive_seed(self.job.seed, self.site_name, round_number),
             should_stop=should_stop,
         )
@@ -203,6 +202,18 @@ class MultiLabelParticipant:
                 "seconds_train": result.seconds,
             },
         )
+
+    def _span(self, round_number: int) -> tuple[float, float]:
+        """Shares of all training at which a round begins and ends."""
+        num_rounds = self.job.num_rounds
+        if num_rounds is None:
+            if self.job.training.schedule != "constant":
+                raise ConfigError(
+                    f"training.schedule is {self.job.training.schedule}, but the job does not say "
+                    "num_rounds; export the job again, or take schedule: constant"
+                )
+            return 0.0, 1.0
+        return round_number / num_rounds, (round_number + 1) / num_rounds
 
     def personal_state(self) -> dict[str, Tensor]:
         """Trained tensors that stay here; none in FedMPT."""
@@ -276,7 +287,6 @@ def make_participant(
         ConditionError: The condition cache was made for another class list.
     """
     known = {key: job[key] for key in MultiLabelJob.__dataclass_fields__ if key in job}
-    known["num_rounds"] = job.get("federation", {}).get("rounds", 1)
     parsed = from_mapping(MultiLabelJob, known, "the job")
     conditions = conditions_from_mapping(
         parsed.conditions, parsed.classnames, "the job's conditions"

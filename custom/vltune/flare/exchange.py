@@ -47,7 +47,9 @@ VALIDATION_METRICS = frozenset(
 SITE_METRICS = TRAIN_METRICS | VALIDATION_METRICS | {"seconds_prepare"}
 """Scalars that may leave a site; docs/privacy.md says what each is."""
 
-SITE_HISTOGRAMS = frozenset({"class_offsets", "lows", "highs", "positives", "negatives"})
+SITE_HISTOGRAMS = frozenset(
+    {"class_offsets", "lows", "highs", "positives", "negatives", "average_precisions"}
+)
 """Wire names of `vltune.histograms.ScoreHistograms`, flat int32 counts."""
 
 SITE_FACTS = frozenset({"vltune", "backbone", "preprocessing", "class_list", "conditions"})

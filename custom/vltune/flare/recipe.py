@@ -35,6 +35,12 @@ RESUME_FILE = "resume_adapter.safetensors"
 _SITE_KEYS_NOT_SENT = ("federation", "participant", "run")
 
 
+def site_job(job: Mapping[str, Any]) -> dict[str, Any]:
+    """What sites are told: all but the server's business, and how many rounds there are."""
+    told = {key: value for key, value in job.items() if key not in _SITE_KEYS_NOT_SENT}
+    return told | {"num_rounds": job["federation"]["rounds"]}
+
+
 class FederatedRecipe(Recipe):
     """A run of any method, described by a job dict.
 
@@ -103,9 +109,10 @@ class FederatedRecipe(Recipe):
         fed_job.to_clients({"default_task_fetch_interval": self.federation.poll_seconds})
         if self.federation.tensorboard:
             fed_job.to_clients(ConvertToFedEvent([ANALYTIC_EVENT_TYPE]), id="metrics_to_server")
-        sent = {key: value for key, value in job.items() if key not in _SITE_KEYS_NOT_SENT}
         path = self._folder / JOB_FILE
-        path.write_text(json.dumps(sent, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        path.write_text(
+            json.dumps(site_job(job), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        )
         fed_job.add_file_to_clients(str(path), app_folder_type="config")
 
     def _add_code(self, fed_job: FedJob) -> None:

@@ -33,6 +33,7 @@ from vltune.flare.federation import FederationConfig, FederationError
 from vltune.flare.filters import SharedOnlyFilter
 from vltune.flare.inquiry import Answers, Live
 from vltune.flare.persistor import AdapterPersistor, run_folder
+from vltune.flare.recipe import site_job
 from vltune.flare.run_log import STATE_FILE
 
 JOB_ID = "in_process"
@@ -186,6 +187,6 @@ def _server(
 def _local_site(name: str, job: Mapping[str, Any], folder: Path) -> LocalSite:
     workspace = make_workspace(folder, name)
     path = Path(workspace.get_app_config_dir(JOB_ID)) / JOB_FILE
-    path.write_text(json.dumps(dict(job)))
+    path.write_text(json.dumps(site_job(job)))
     executor = ParticipantExecutor(job["participant"], stream_metrics=False)
     return LocalSite(name, executor, make_context(Engine(workspace), name))

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from torch import Tensor
 
 from vltune.algorithms.encoded_split import FeatureBatch, zero_shot_scores
 from vltune.algorithms.fedmpt import FedMPT, FedMPTConfig, build_participant
@@ -336,6 +337,28 @@ def test_stopping_while_training(participate: Participate, site: Path, after: in
     assert hash_tensors(again.tensors) == hash_tensors(
         participate(site).train(initial, 0, go).tensors
     )
+
+
+def test_the_learning_rate_falls_over_the_federations_rounds(
+    participate: Participate, site: Path
+) -> None:
+    """Round 0 of one round ends at rate 0; as the first of many it trains as at a constant rate."""
+    training = TRAINING | {"schedule": "cosine"}
+
+    def trained(**changes: Any) -> dict[str, Tensor]:
+        participant = participate(site, **changes)
+        return participant.train(participant.prepare(go).initial, 0, go).tensors
+
+    def distance(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
+        return sum(float((value - second[key]).abs().sum()) for key, value in first.items())
+
+    constant = trained()
+    alone = distance(trained(training=training, num_rounds=1), constant)
+    early = distance(trained(training=training, num_rounds=1000), constant)
+    assert 0 < early < alone / 100
+    participant = participate(site, training=training)
+    with pytest.raises(ConfigError, match="num_rounds"):
+        participant.train(participant.prepare(go).initial, 0, go)
 
 
 def test_stopping_while_encoding(participate: Participate, site: Path) -> None:

@@ -57,7 +57,7 @@ class LinearSite:
     def evaluate(self, shared: dict[str, Tensor]) -> Evaluation:
         scores = torch.sigmoid((self.vx + self.offset) @ shared["weight"].T + shared["bias"])
         result = evaluate_scores(
-            scores.double().numpy(), self.vy.numpy().astype(np.int8), min_cell=2
+            scores.double().numpy(), self.vy.numpy().astype(np.int8), min_cell=2, min_interval=2
         )
         return Evaluation({"mAP": float(result.metrics.mAP)}, result.histograms.to_tensors())
 

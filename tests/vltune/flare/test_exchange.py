@@ -40,7 +40,8 @@ def wire(message: object) -> FLModel:
 def test_an_update_survives_the_wire_bit_for_bit() -> None:
     tensors = {"b": torch.randn(3, 5), "a": torch.tensor(0.1)}
     scores = np.random.default_rng(3).random((29, 2))
-    histograms = score_histograms(scores, (scores > 0.6).astype(np.int8)).to_tensors()
+    labels = (scores > 0.6).astype(np.int8)
+    histograms = score_histograms(scores, labels, min_interval=3).to_tensors()
     update = LocalUpdate(tensors, 11, {"loss": 0.25, "mAP": float("nan")}, histograms)
     got = read_update(wire(update_reply(update, 4)), "site-1")
     assert list(got.tensors) == ["a", "b"]

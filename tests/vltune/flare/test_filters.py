@@ -27,6 +27,7 @@ from vltune.participant import Evaluation, Handshake
 HISTOGRAMS = score_histograms(
     np.random.default_rng(3).random((29, 2)),
     np.random.default_rng(5).integers(0, 2, (29, 2)).astype(np.int8),
+    min_interval=3,
 ).to_tensors()
 SPEC = {"bias": (3,), "weight": (2, 3)}
 SECRET = 0.123456789

@@ -25,7 +25,13 @@ def test_the_export_is_the_whole_package_and_the_job(tmp_path: Path, job: Any) -
     package = {name for name in files_of(source) if "__pycache__" not in name}
     assert files_of(app / "custom/vltune") == package
     sent = json.loads((app / "config/vltune_job.json").read_text())
-    assert sent == {"name": "linear", "method": "linear", "seed": 34, "learning_rate": 0.5}
+    assert sent == {
+        "name": "linear",
+        "method": "linear",
+        "seed": 34,
+        "learning_rate": 0.5,
+        "num_rounds": 2,
+    }
     meta = json.loads((app.parent / "meta.json").read_text())
     assert (meta["name"], meta["min_clients"]) == ("linear", 2)
 
