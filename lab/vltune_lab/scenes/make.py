@@ -95,6 +95,13 @@ def scenes_of(library: Library, config: WorldConfig, split: Split) -> Iterator[t
         yield scene, caption(scene, rng)
 
 
+def jpeg_of(scene: Scene, quality: int) -> bytes:
+    """The scene's image as a JPEG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(scene.image).save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
 def write_split(library: Library, config: WorldConfig, split: Split, folder: Path) -> None:
     """Write one split: images/*.jpg, instances.json (COCO) and captions.json (COCO)."""
     names = labelled_classes(library, split)
@@ -102,9 +109,7 @@ def write_split(library: Library, config: WorldConfig, split: Split, folder: Pat
     images, annotations, captions = [], [], []
     for index, (scene, text) in enumerate(scenes_of(library, config, split)):
         file_name = f"{index:06d}.jpg"
-        buffer = io.BytesIO()
-        Image.fromarray(scene.image).save(buffer, "JPEG", quality=config.jpeg_quality)
-        _write_image(folder / "images" / file_name, buffer.getvalue())
+        _write_image(folder / "images" / file_name, jpeg_of(scene, config.jpeg_quality))
         size = config.image_size
         images.append({"id": index, "file_name": file_name, "width": size, "height": size,
                        "scene": scene.scene, "style": scene.style})  # fmt: skip
