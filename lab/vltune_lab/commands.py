@@ -11,6 +11,7 @@ from rich.progress import Progress
 
 from vltune.config import apply_overrides, from_mapping, load_config, read_mapping
 from vltune_lab.bench.commands import register as register_bench
+from vltune_lab.discovery.commands import register as register_conditions
 from vltune_lab.report.commands import register as register_report
 
 console = Console()
@@ -27,6 +28,7 @@ def register(app: typer.Typer) -> None:
     app.command("demo")(demo)
     register_report(app)
     register_bench(app)
+    register_conditions(app)
 
 
 def demo(

@@ -1,0 +1,144 @@
+"""Asks many questions at once, keeps every answer, and asks again where one cannot be used."""
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+from vltune_lab.discovery.answers import AnswerError
+from vltune_lab.discovery.backend import Answer, Backend, BackendError, Question
+from vltune_lab.discovery.raw_answers import RawAnswers, question_key
+
+ATTEMPTS = 3
+
+Read = TypeVar("Read")
+
+
+class _StoppedError(Exception):
+    """Not asked, as another question failed."""
+
+
+@dataclass
+class Asked:
+    """What was used, over all threads.
+
+    Attributes:
+        keys: Of the answers in use.
+        models: Names that the model gave itself.
+        tokens: Of the answers in use, earlier runs included.
+        estimated: Answers whose tokens the endpoint did not count.
+        resumed: Answers taken over from an earlier run.
+        unusable: Answers that were asked for again.
+    """
+
+    keys: list[str] = field(default_factory=list)
+    models: set[str] = field(default_factory=set)
+    tokens: int = 0
+    estimated: int = 0
+    resumed: int = 0
+    unusable: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def use(self, key: str, answer: Answer, *, is_resumed: bool) -> None:
+        """Count an answer that is used."""
+        with self.lock:
+            self.keys.append(key)
+            self.models |= {answer.model} - {""}
+            self.tokens += answer.tokens
+            self.estimated += answer.is_estimate
+            self.resumed += is_resumed
+
+    def refuse(self) -> None:
+        """Count an answer that cannot be used."""
+        with self.lock:
+            self.unusable += 1
+
+
+@dataclass(frozen=True)
+class Asker:
+    """A backend with its memory.
+
+    Attributes:
+        backend: Answers what the memory does not hold.
+        raw: Where answers are kept.
+        workers: Questions under way at once.
+        asked: What was used so far.
+    """
+
+    backend: Backend
+    raw: RawAnswers
+    workers: int = 4
+    asked: Asked = field(default_factory=Asked)
+
+    def ask_all(
+        self,
+        questions: Sequence[Question],
+        readers: Sequence[Callable[[Answer], Read]],
+        progress: Callable[[], None],
+    ) -> list[Read]:
+        """Ask every question; the first that fails ends the others that are not under way.
+
+        Args:
+            questions: N questions.
+            readers: N functions that read the answer or raise AnswerError.
+            progress: Called after each.
+
+        Returns:
+            What the readers made of the answers, in the order of the questions.
+
+        Raises:
+            BackendError: A question has no usable answer.
+        """
+        stop = threading.Event()
+
+        def ask(question: Question, reader: Callable[[Answer], Read]) -> Read:
+            if stop.is_set():
+                raise _StoppedError
+            try:
+                return self._ask(question, reader)
+            except BaseException:
+                # Here, not where the results are read: the thread takes its next question first.
+                stop.set()
+                raise
+
+        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="ask")
+        try:
+            futures = []
+            for question, reader in zip(questions, readers, strict=True):
+                futures.append(pool.submit(ask, question, reader))
+            for future in as_completed(futures):
+                error = future.exception()
+                if error is None:
+                    progress()
+                elif not isinstance(error, _StoppedError):
+                    raise error
+            return [future.result() for future in futures]
+        finally:
+            stop.set()
+            # Answers under way are waited for and kept: they are paid for.
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _ask(self, question: Question, reader: Callable[[Answer], Read]) -> Read:
+        problem = ""
+        for attempt in range(ATTEMPTS):
+            # Another seed each time, or a model that samples greedily repeats its mistake.
+            varied = replace(question, seed=question.seed + attempt)
+            key = question_key(varied, self.backend.parameters())
+            kept = self.raw.find(key)
+            answer = kept or self.backend.ask(varied)
+            try:
+                read = reader(answer)
+            except AnswerError as error:
+                problem = str(error)
+                self.asked.refuse()
+                self.raw.keep(key, answer, problem)
+                continue
+            if kept is None:
+                self.raw.keep(key, answer, "")
+            self.asked.use(key, answer, is_resumed=kept is not None)
+            return read
+        raise BackendError(
+            f"{ATTEMPTS} answers in a row cannot be used; the last one {problem}. They are kept in "
+            f"{self.raw.path}; try another --model."
+        )

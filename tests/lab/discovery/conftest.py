@@ -1,0 +1,44 @@
+import json
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SERVER = Path(__file__).with_name("llm_server.py")
+_RUNS = count()
+
+
+class Endpoint:
+    """One behaviour of the server, with a log of its own."""
+
+    def __init__(self, port: int, mode: str) -> None:
+        self._root = f"http://127.0.0.1:{port}/{mode}/{next(_RUNS)}"
+        self.base_url = f"{self._root}/v1"
+
+    def log(self) -> list[dict[str, Any]]:
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(f"{self._root}/log", timeout=5) as response:
+            return json.load(response)
+
+
+@pytest.fixture(scope="session")
+def port() -> Iterator[int]:
+    """Port of a server process on this machine."""
+    command = [sys.executable, "-I", str(SERVER)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        yield int(process.stdout.readline())
+        process.terminate()
+
+
+@pytest.fixture
+def serve(port: int, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Endpoint]:
+    """Return an endpoint that behaves in a given mode; no key and no proxy stand between."""
+    for name in ("VLTUNE_LLM_KEY", "OPENAI_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    return lambda mode: Endpoint(port, mode)
