@@ -64,7 +64,7 @@ def test_the_lab_adds_its_commands() -> None:
     app = typer.Typer()
     register(app)
     output = CliRunner().invoke(app, ["--help"]).output
-    for name in ("scenes", "pretrain", "demo", "report", "bench"):
+    for name in ("scenes", "pretrain", "demo", "report", "bench", "conditions"):
         assert name in output
 
 

@@ -26,6 +26,7 @@ class Asked:
     Attributes:
         keys: Of the answers in use.
         models: Names that the model gave itself.
+        forms: `asked_as` of the answers.
         tokens: Of the answers in use, earlier runs included.
         estimated: Answers whose tokens the endpoint did not count.
         resumed: Answers taken over from an earlier run.
@@ -34,6 +35,7 @@ class Asked:
 
     keys: list[str] = field(default_factory=list)
     models: set[str] = field(default_factory=set)
+    forms: set[str] = field(default_factory=set)
     tokens: int = 0
     estimated: int = 0
     resumed: int = 0
@@ -45,6 +47,7 @@ class Asked:
         with self.lock:
             self.keys.append(key)
             self.models |= {answer.model} - {""}
+            self.forms |= {answer.asked_as} - {""}
             self.tokens += answer.tokens
             self.estimated += answer.is_estimate
             self.resumed += is_resumed
@@ -114,8 +117,11 @@ class Asker:
                 elif not isinstance(error, _StoppedError):
                     raise error
             return [future.result() for future in futures]
-        finally:
+        except BaseException:
             stop.set()
+            self.backend.stop()
+            raise
+        finally:
             # Answers under way are waited for and kept: they are paid for.
             pool.shutdown(wait=True, cancel_futures=True)
 

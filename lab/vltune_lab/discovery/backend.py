@@ -44,6 +44,7 @@ class Answer:
         tokens: Of question and answer.
         is_estimate: The endpoint did not count; `tokens` is our estimate.
         is_cut: The answer stopped at its limit of tokens.
+        asked_as: Form of the question that got it, such as "json_object without seed".
     """
 
     text: str
@@ -51,6 +52,7 @@ class Answer:
     tokens: int
     is_estimate: bool = False
     is_cut: bool = False
+    asked_as: str = ""
 
 
 class Backend(Protocol):
@@ -69,8 +71,8 @@ class Backend(Protocol):
         """Return what a reader needs to repeat it (no key, no address), for `made_by`."""
         ...
 
-    def adapted(self) -> dict[str, Any]:
-        """Return what was done otherwise than asked, as the model could not, for `made_by`."""
+    def stop(self) -> None:
+        """Send nothing more; questions that wait for a repeat end with a BackendError."""
         ...
 
 

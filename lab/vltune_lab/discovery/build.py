@@ -135,7 +135,9 @@ def _describe(
     progress: Progress,
 ) -> dict[int, str]:
     """Stage one: a sentence for each combination, by its number."""
-    batches = _batches(range(len(combinations)), DESCRIBE_BATCH)
+    numbers = range(len(combinations))
+    # Not even batches: a larger budget then only adds to them, and goes on from kept answers.
+    batches = [list(numbers[start : start + DESCRIBE_BATCH]) for start in numbers[::DESCRIBE_BATCH]]
     questions = [
         describe_question(
             [(number, [classnames[index] for index in combinations[number]]) for number in batch],
@@ -153,7 +155,7 @@ def _induce(
     sentences: dict[int, str], options: BuildOptions, asker: Asker, progress: Progress
 ) -> list[RawCondition]:
     """Stage two: conditions behind the sentences, batch by batch."""
-    batches = _batches(list(sentences), INDUCE_BATCH)
+    batches = _even_batches(list(sentences), INDUCE_BATCH)
     questions = [
         induce_question(
             [(number, sentences[number]) for number in batch],
@@ -183,7 +185,7 @@ def _origin(options: BuildOptions, asker: Asker) -> dict[str, Any]:
             "induce_temperature": INDUCE_TEMPERATURE,
             "describe_batch": DESCRIBE_BATCH,
             "induce_batch": INDUCE_BATCH,
-            **asker.backend.adapted(),
+            "asked_as": sorted(asked.forms),
         },
         "prompts": {
             "version": PROMPT_VERSION,
@@ -210,7 +212,7 @@ def _found(ranked: Sequence[Ranked], candidates: Candidates) -> dict[str, Any]:
     }
 
 
-def _batches(numbers: Sequence[int], size: int) -> list[list[int]]:
+def _even_batches(numbers: Sequence[int], size: int) -> list[list[int]]:
     """Cut into batches of at most `size` that differ by at most one."""
     count = ceil(len(numbers) / size)
     cuts = [len(numbers) * part // count for part in range(count + 1)]

@@ -115,9 +115,9 @@ def table_of(content: dict[str, Any]) -> Table:
     made_by = content["made_by"]
     candidates = made_by.get("candidates")
     scores = {
-        entry.get("name"): entry.get("score")
+        entry["name"]: entry.get("score")
         for entry in (candidates if isinstance(candidates, list) else [])
-        if isinstance(entry, dict)
+        if isinstance(entry, dict) and isinstance(entry.get("name"), str)
     }
     model = made_by.get("model")
     origin = f"{made_by['method']} {model}" if model else made_by["method"]

@@ -4,7 +4,6 @@ import json
 import logging
 import random
 import threading
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +66,7 @@ class OpenAIBackend:
         self._options = options
         self._budget = budget
         self._lock = threading.Lock()
+        self._stopped = threading.Event()
         self._format = 0
         self._has_format_worked = False
         self._left_out: set[str] = set()
@@ -80,9 +80,9 @@ class OpenAIBackend:
             "max_answer_tokens": self._options.max_answer_tokens,
         }
 
-    def adapted(self) -> dict[str, Any]:
-        """Return what the endpoint made of the question: the format in use, what it refused."""
-        return {"answer_format": FORMATS[self._format], "left_out": sorted(self._left_out)}
+    def stop(self) -> None:
+        """Send nothing more; questions that wait for a repeat end with a BackendError."""
+        self._stopped.set()
 
     def ask(self, question: Question) -> Answer:
         """Ask until there is an answer, the repeats are used up or the budget is spent.
@@ -94,6 +94,8 @@ class OpenAIBackend:
         problem = ""
         repeat = sent = 0
         while repeat <= self._options.repeats:
+            if self._stopped.is_set():
+                raise BackendError(f"{self._endpoint.base_url}: stopped after {sent} requests.")
             asked_in = self._format
             body = self._body(question, asked_in)
             reserved = _estimate(body) + self._options.max_answer_tokens
@@ -192,11 +194,17 @@ class OpenAIBackend:
     def _wait(self, repeat: int, asked_seconds: float) -> None:
         """Wait as long as the server asks, else doubling, spread so that threads part."""
         own = self._options.first_wait_seconds * 2 ** (repeat - 1) * random.uniform(0.5, 1.0)
-        time.sleep(min(max(own, asked_seconds), MAX_WAIT_SECONDS))
+        self._stopped.wait(min(max(own, asked_seconds), MAX_WAIT_SECONDS))
 
 
 def _estimate(body: dict[str, Any]) -> int:
     return len(json.dumps(body, ensure_ascii=False).encode()) // BYTES_PER_TOKEN
+
+
+def _asked_as(body: dict[str, Any]) -> str:
+    form = body.get("response_format", {}).get("type", FORMATS[-1])
+    left_out = [name for name in _OPTIONAL if name not in body]
+    return f"{form} without {', '.join(left_out)}" if left_out else form
 
 
 def _answer(text: str, body: dict[str, Any]) -> Answer:
@@ -229,4 +237,5 @@ def _answer(text: str, body: dict[str, Any]) -> Answer:
         tokens=tokens,
         is_estimate=not is_counted,
         is_cut=choice.get("finish_reason") == "length",
+        asked_as=_asked_as(body),
     )

@@ -1,8 +1,10 @@
 """From a class list to a cache, through the command line and a real server process."""
 
 import json
+import socket
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -166,6 +168,28 @@ def test_a_misbehaving_model_leaves_the_old_cache_untouched(
     }
 
 
+def test_no_endpoint_at_all(build: Conditions, tmp_path: Path) -> None:
+    old = (CACHES / "voc-20.json").read_bytes()
+    (tmp_path / "mine.json").write_bytes(old)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
+        result = build(SimpleNamespace(base_url=address))
+    assert "no connection" in str(result.exception)
+    assert (tmp_path / "mine.json").read_bytes() == old
+
+
+def test_a_larger_budget_goes_on_from_kept_answers(
+    build: Conditions, serve: Callable[[str], Any], classes: Path
+) -> None:
+    """100 classes: 80 sentences fit 14 requests, 8 + 2; 150 fit 24, 15 + 3, of which 8 are kept."""
+    classes.write_text("".join(f"thing {index}\n" for index in range(100)))
+    assert "10 requests" in build(serve("good"), "--max-requests", 14).output
+    result = build(serve("good"), "--max-requests", 24)
+    assert "10 requests" in result.output
+    assert "8 answers from an earlier run" in result.output
+
+
 @pytest.mark.parametrize("mode", ["chatty", "no-schema", "half-json-once", "uncounted", "no-seed"])
 def test_a_model_that_can_be_understood(
     build: Conditions, serve: Callable[[str], Any], tmp_path: Path, mode: str
@@ -174,8 +198,8 @@ def test_a_model_that_can_be_understood(
     assert result.exit_code == 0, result.exception
     made_by = json.loads((tmp_path / "mine.json").read_text())["made_by"]
     parameters, answers = made_by["parameters"], made_by["answers"]
-    assert parameters["answer_format"] == ("json_object" if mode == "no-schema" else "json_schema")
-    assert parameters["left_out"] == (["seed"] if mode == "no-seed" else [])
+    forms = {"no-schema": "json_object", "no-seed": "json_schema without seed"}
+    assert parameters["asked_as"] == [forms.get(mode, "json_schema")]
     assert answers["unusable"] == (1 if mode == "half-json-once" else 0)
     assert answers["tokens_estimated_in"] == (8 if mode == "uncounted" else 0)
 

@@ -4,6 +4,7 @@ import json
 import socket
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -102,9 +103,8 @@ def test_a_server_in_trouble_is_asked_again(
 ) -> None:
     endpoint = serve(mode)
     backend = make(endpoint.base_url)
-    assert backend.ask(QUESTION).tokens == 100
+    assert backend.ask(QUESTION).asked_as == "json_schema"
     assert len(endpoint.log()) == requests
-    assert backend.adapted() == {"answer_format": "json_schema", "left_out": []}
 
 
 def test_the_server_says_how_long_to_wait(serve: Callable[[str], Any]) -> None:
@@ -158,9 +158,8 @@ def test_an_endpoint_without_structured_answers(
 ) -> None:
     endpoint = serve(mode)
     backend = make(endpoint.base_url)
-    backend.ask(QUESTION)
+    assert backend.ask(QUESTION).asked_as == form
     before = len(endpoint.log())
-    assert backend.adapted()["answer_format"] == form
     backend.ask(QUESTION)
     assert len(endpoint.log()) == before + 1, "what was learnt is kept"
 
@@ -168,8 +167,7 @@ def test_an_endpoint_without_structured_answers(
 def test_parameters_that_the_endpoint_refuses_are_left_out(serve: Callable[[str], Any]) -> None:
     endpoint = serve("no-seed")
     backend = make(endpoint.base_url)
-    backend.ask(QUESTION)
-    assert backend.adapted() == {"answer_format": "json_schema", "left_out": ["seed"]}
+    assert backend.ask(QUESTION).asked_as == "json_schema without seed"
     body = endpoint.log()[-1]["body"]
     assert "seed" not in body
     assert body["max_completion_tokens"] == 500
@@ -193,6 +191,20 @@ def test_the_budget_of_tokens_is_kept_before_asking(serve: Callable[[str], Any])
     with pytest.raises(BudgetError, match="raise --max-tokens"):
         make(endpoint.base_url, max_tokens=600).ask(QUESTION)
     assert endpoint.log() == []
+
+
+def test_a_question_that_waits_is_stopped(serve: Callable[[str], Any]) -> None:
+    endpoint = serve("busy")
+    backend = OpenAIBackend(
+        Endpoint(endpoint.base_url, 5.0), OpenAIOptions("m", first_wait_seconds=50), Budget(9, 9**9)
+    )
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(backend.ask, QUESTION)
+        while not endpoint.log():
+            time.sleep(0.01)
+        backend.stop()
+        with pytest.raises(BackendError, match="stopped after 1 requests"):
+            future.result(timeout=5)
 
 
 def test_options_are_checked() -> None:
