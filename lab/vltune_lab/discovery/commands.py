@@ -13,6 +13,7 @@ from rich.text import Text
 
 from vltune.conditions import ConditionSet, conditions_from_mapping, read_condition_cache
 from vltune.files import OutputError, write_json_atomic
+from vltune_lab.discovery.answers import one_line
 from vltune_lab.discovery.class_list import read_class_list
 
 conditions_app = typer.Typer(help="Visual conditions of a class list.", no_args_is_help=True)
@@ -120,7 +121,8 @@ def table_of(content: dict[str, Any]) -> Table:
         if isinstance(entry, dict) and isinstance(entry.get("name"), str)
     }
     model = made_by.get("model")
-    origin = f"{made_by['method']} {model}" if model else made_by["method"]
+    # A foreign cache may hold anything here, also what steers a terminal.
+    origin = one_line(f"{made_by['method']} {model}" if model else made_by["method"])
     table = Table("condition", "gloss", "score", "origin")
     for entry in content["conditions"]:
         score = scores.get(entry["name"])
@@ -134,7 +136,8 @@ def _summary(found: ConditionSet, content: dict[str, Any]) -> str:
     made_by = content["made_by"]
     return (
         f"{len(found.names)} conditions, {len(found.classnames)} classes "
-        f"({found.class_list_hash[:12]}), made by {made_by['method']}, {made_by['date']}"
+        f"({found.class_list_hash[:12]}), "
+        + one_line(f"made by {made_by['method']}, {made_by['date']}")
     )
 
 

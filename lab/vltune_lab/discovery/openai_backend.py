@@ -7,6 +7,7 @@ import threading
 from dataclasses import dataclass
 from typing import Any
 
+from vltune_lab.discovery.answers import one_line
 from vltune_lab.discovery.backend import Answer, BackendError, Budget, Question
 from vltune_lab.discovery.openai_http import (
     KEY_VARIABLES,
@@ -188,8 +189,7 @@ class OpenAIBackend:
         raise BackendError(f"{self._endpoint.base_url}: {problem}. {cure}")
 
     def _excerpt(self, text: str) -> str:
-        line = " ".join(self._endpoint.hide_key(text).split())
-        return line[:200] or "(no text)"
+        return one_line(self._endpoint.hide_key(text))[:200] or "(no text)"
 
     def _wait(self, repeat: int, asked_seconds: float) -> None:
         """Wait as long as the server asks, else doubling, spread so that threads part."""

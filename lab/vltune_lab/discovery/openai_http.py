@@ -51,10 +51,16 @@ class Endpoint:
     key: str = field(default="", repr=False)
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.base_url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        try:
+            parts = urlsplit(self.base_url)
+            is_address = parts.scheme in ("http", "https") and bool(parts.hostname)
+            is_address = is_address and parts.port != 0
+        except ValueError:
+            is_address = False
+        if not is_address:
+            shown = "(hidden)" if "@" in self.base_url else f"{self.base_url!r:.200}"
             raise BackendError(
-                f"--base-url {self.base_url!r}: expected http:// or https:// and a host, such as "
+                f"--base-url {shown}: expected http:// or https:// and a host, such as "
                 "http://127.0.0.1:8000/v1."
             )
         if parts.username or parts.password or parts.query or parts.fragment:
@@ -136,7 +142,8 @@ def post_chat(endpoint: Endpoint, body: Mapping[str, Any]) -> Reply:
     except (requests.Timeout, urllib3.exceptions.TimeoutError) as error:
         raise NoReplyError(f"no answer within {endpoint.timeout_seconds:g} s") from error
     except requests.ConnectionError as error:
-        raise NoReplyError("no connection, or it broke off") from error
+        kind = type(error).__name__
+        raise NoReplyError(f"no connection, or it broke off ({kind})") from error
     except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
         raise NoReplyError(f"the answer broke off ({type(error).__name__})") from error
 
@@ -145,7 +152,7 @@ def _read(response: requests.Response, until: float) -> bytes:
     # The library's timeout is per read: a server that sends a byte now and then would never end.
     parts = []
     size = 0
-    while part := response.raw.read1(65536):
+    while part := response.raw.read1(65536, decode_content=True):
         parts.append(part)
         size += len(part)
         if size > MAX_BYTES:

@@ -9,6 +9,7 @@ The world behind the answers: a sentence is about its first class. Classes with 
 their name are `indoors`, the others `outdoors`; light follows nothing but the sentence's id.
 """
 
+import gzip
 import json
 import re
 import threading
@@ -118,7 +119,29 @@ class Handler(BaseHTTPRequestHandler):
         content = {"model": "local-1", "choices": [choice], "usage": {"total_tokens": 100}}
         if mode == "uncounted":
             del content["usage"]
+        if mode in ("gzip", "chunked", "chunked-half"):
+            self.reply_otherwise(mode, json.dumps(content).encode())
+            return
         self.reply(200, content)
+
+    def reply_otherwise(self, mode: str, body: bytes) -> None:
+        self.send_response(200)
+        if mode == "gzip":
+            body = gzip.compress(body)
+            self.send_header("Content-Encoding", "gzip")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+            return
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        for start in range(0, len(body), 50):
+            part = body[start : start + 50]
+            self.wfile.write(b"%x\r\n%s\r\n" % (len(part), part))
+        if mode == "chunked-half":
+            self.close_connection = True
+        else:
+            self.wfile.write(b"0\r\n\r\n")
 
     def misbehaves(self, mode: str, count: int, body: dict[str, Any]) -> bool:
         if mode in STATUS_MODES:
@@ -156,6 +179,19 @@ class Handler(BaseHTTPRequestHandler):
             for _ in range(20 if mode == "trickle" else 1):
                 self.wfile.write(b"{   ")
                 time.sleep(0.05)
+            self.close_connection = True
+            return True
+        elif mode == "endless":
+            self.send_response(200)
+            self.end_headers()
+            for _ in range(200):
+                self.wfile.write(b" " * 65536)
+            self.close_connection = True
+            return True
+        elif mode == "terminal":
+            self.send_response(400)
+            self.end_headers()
+            self.wfile.write("\x1b[2J\x07\u009b gone".encode())
             self.close_connection = True
             return True
         elif mode == "not-chat":

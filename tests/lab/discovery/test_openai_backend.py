@@ -85,15 +85,18 @@ def test_a_key_over_plain_http_to_elsewhere_is_noticed(url: str, is_exposed: boo
     assert not Endpoint(url, 1.0).is_key_exposed
 
 
-@pytest.mark.parametrize("url", ["models.example/v1", "file:///v1", "http://", ""])
+@pytest.mark.parametrize(
+    "url", ["models.example/v1", "file:///v1", "http://", "", "http://[::1", "http://a:99999/v1"]
+)
 def test_a_wrong_base_url_is_named(url: str) -> None:
     with pytest.raises(BackendError, match="expected http:// or https://"):
         Endpoint(url, 1.0)
 
 
-def test_a_password_in_the_base_url_is_refused_unseen() -> None:
-    with pytest.raises(BackendError, match="Give the address alone") as caught:
-        Endpoint("https://me:hunter2@models.example/v1", 1.0)
+@pytest.mark.parametrize("host", ["models.example", "models.example:99999"])
+def test_a_password_in_the_base_url_is_refused_unseen(host: str) -> None:
+    with pytest.raises(BackendError, match="--base-url") as caught:
+        Endpoint(f"https://me:hunter2@{host}/v1", 1.0)
     assert "hunter2" not in str(caught.value)
 
 
@@ -121,6 +124,8 @@ def test_the_server_says_how_long_to_wait(serve: Callable[[str], Any]) -> None:
         ("broken", 5, "no answer after 5 requests; the last one: HTTP 500"),
         ("not-chat", 3, "no chat completion"),
         ("half-body", 3, "broke off"),
+        ("chunked-half", 3, "broke off"),
+        ("endless", 3, "has more than 8000000 bytes"),
         ("nowhere", 1, "HTTP 404.*--base-url"),
         ("quota", 1, "no quota left"),
         ("moved", 1, "HTTP 302.*elsewhere"),
@@ -162,6 +167,17 @@ def test_an_endpoint_without_structured_answers(
     before = len(endpoint.log())
     backend.ask(QUESTION)
     assert len(endpoint.log()) == before + 1, "what was learnt is kept"
+
+
+@pytest.mark.parametrize("mode", ["gzip", "chunked"])
+def test_replies_in_other_wrappings(serve: Callable[[str], Any], mode: str) -> None:
+    assert json.loads(make(serve(mode).base_url).ask(QUESTION).text)["sentences"]
+
+
+def test_what_an_endpoint_says_does_not_steer_the_terminal(serve: Callable[[str], Any]) -> None:
+    message = refusal(make(serve("terminal").base_url))
+    assert "HTTP 400: [2J gone" in message
+    assert message.isprintable()
 
 
 def test_parameters_that_the_endpoint_refuses_are_left_out(serve: Callable[[str], Any]) -> None:
