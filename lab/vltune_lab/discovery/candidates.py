@@ -72,7 +72,9 @@ def merge_conditions(
         one = Candidate(name, condition.gloss or name, condition.values)
         by_name[name] = _unite(by_name[name], one) if name in by_name else one
     ordered = sorted(by_name.values(), key=lambda candidate: -len(candidate.values))
-    alike = similarity([candidate.name for candidate in ordered]) if ordered else []
+    if not ordered:
+        return merged
+    alike = similarity([candidate.name for candidate in ordered])
     leaders: list[int] = []
     groups: dict[int, Candidate] = {}
     for index, candidate in enumerate(ordered):

@@ -161,7 +161,8 @@ class OpenAIBackend:
                     return True
                 refused = {name for name in _OPTIONAL if name in body and name in text}
                 if refused:
-                    self._left_out |= refused
+                    # A new set: another thread may be reading the old one.
+                    self._left_out = self._left_out | refused
                     return True
             if asked_in < self._format:
                 return True
@@ -226,16 +227,17 @@ def _answer(text: str, body: dict[str, Any]) -> Answer:
     # Lone surrogates, which JSON can spell, have no bytes in UTF-8.
     words = words.encode("utf-8", "replace").decode()
     usage = content.get("usage")
-    tokens = usage.get("total_tokens") if isinstance(usage, dict) else None
-    is_counted = type(tokens) is int and tokens > 0
-    if not is_counted:
+    counted = usage.get("total_tokens") if isinstance(usage, dict) else None
+    tokens = counted if isinstance(counted, int) else 0
+    is_estimate = tokens < 1
+    if is_estimate:
         tokens = _estimate(body) + len(words.encode()) // BYTES_PER_TOKEN
     model = content.get("model")
     return Answer(
         text=words,
         model=model if isinstance(model, str) else "",
         tokens=tokens,
-        is_estimate=not is_counted,
+        is_estimate=is_estimate,
         is_cut=choice.get("finish_reason") == "length",
         asked_as=_asked_as(body),
     )

@@ -58,7 +58,7 @@ def letter_similarity(texts: Sequence[str]) -> np.ndarray:
     x = tf * idf
     norms = np.linalg.norm(x, axis=1, keepdims=True)
     x = np.divide(x, norms, out=np.zeros_like(x), where=norms > 0)
-    similarity = np.clip(x @ x.T, 0.0, 1.0)
+    similarity: np.ndarray = np.clip(x @ x.T, 0.0, 1.0)
     np.fill_diagonal(similarity, 1.0)
     return similarity
 
