@@ -232,10 +232,9 @@ def _answer(text: str, body: dict[str, Any]) -> Answer:
     is_estimate = tokens < 1
     if is_estimate:
         tokens = _estimate(body) + len(words.encode()) // BYTES_PER_TOKEN
-    model = content.get("model")
     return Answer(
         text=words,
-        model=model if isinstance(model, str) else "",
+        model=one_line(content.get("model"))[:200],
         tokens=tokens,
         is_estimate=is_estimate,
         is_cut=choice.get("finish_reason") == "length",
