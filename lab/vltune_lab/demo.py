@@ -13,6 +13,7 @@ from vltune.site_config import VARIABLE as SITE_VARIABLE
 from vltune_lab.jobs.global_test import VARIABLE as GLOBAL_VARIABLE
 from vltune_lab.jobs.kinds import FEDMPT
 from vltune_lab.jobs.launch import Options, run_job
+from vltune_lab.report import formats
 from vltune_lab.report.schema import RunSummary
 from vltune_lab.report.summary import load_summary
 from vltune_lab.scenes.make import make_world
@@ -86,10 +87,4 @@ def result_table(summary: RunSummary) -> Table:
 
 
 def _cells(before: float | None, after: float | None) -> tuple[str, str, str]:
-    if before is None or after is None:
-        return _percent(before), _percent(after), "-"
-    return _percent(before), _percent(after), f"{100 * (after - before):+.1f}"
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"
+    return formats.percent(before), formats.percent(after), formats.points(after, before)
