@@ -149,6 +149,8 @@ def condition_cache_mapping(
     Raises:
         ConditionError: As `conditions_from_mapping`.
     """
+    source = f"condition cache {name!r}"
+    _check_names(list(classnames), f"{source}: classnames", MAX_CLASSES)
     content: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "name": name,
@@ -157,7 +159,6 @@ def condition_cache_mapping(
         "conditions": [{"name": word, "gloss": gloss} for word, gloss in conditions],
         "made_by": dict(made_by),
     }
-    source = f"condition cache {name!r}"
     content["content_hash"] = _content_hash(content, source)
     conditions_from_mapping(content, None, source)
     return content

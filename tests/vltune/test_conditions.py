@@ -178,3 +178,10 @@ def test_the_writer_refuses_what_the_reader_would() -> None:
         condition_cache_mapping("x", ["dog"], CONDITIONS, {**MADE_BY, "score": float("nan")})
     with pytest.raises(ConditionError, match="made_by"):
         condition_cache_mapping("x", ["dog"], CONDITIONS, {"method": "by hand"})
+
+
+@pytest.mark.parametrize("wrong", [7, None, "lone \ud800 surrogate"])
+def test_a_name_that_is_no_text_is_refused_before_it_is_hashed(wrong: Any) -> None:
+    made_by = {"method": "test", "date": "2026-11-21"}
+    with pytest.raises(ConditionError, match=r"classnames\[1\]"):
+        condition_cache_mapping("mine", ["cat", wrong], [("colour", "Hue.")], made_by)
