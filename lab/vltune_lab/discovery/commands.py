@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -16,10 +16,13 @@ from vltune.files import OutputError, write_json_atomic
 from vltune_lab.discovery.answers import one_line
 from vltune_lab.discovery.class_list import read_class_list
 
+if TYPE_CHECKING:
+    from vltune_lab.discovery.build import BuildOptions
+
 conditions_app = typer.Typer(help="Visual conditions of a class list.", no_args_is_help=True)
 
 Cache = Annotated[Path, typer.Argument(metavar="PATH", help="A condition cache.")]
-BACKENDS = ("openai",)
+BACKENDS = ("openai", "embedded")
 
 
 def register(app: typer.Typer) -> None:
@@ -47,8 +50,10 @@ def build(  # noqa: PLR0913 - one argument an option
 ) -> None:
     """Find the conditions of a class list with a language model.
 
-    Answers are kept beside the cache; the same command again goes on from them. The cache is
-    written when all is well, else it stays as it was.
+    `--llm openai` asks an endpoint; answers are kept beside the cache and the same command again
+    goes on from them. `--llm embedded` scores a list of axes offline with a small model; the
+    options from --base-url on have no use there. The cache is written when all is well, else it
+    stays as it was.
     """
     from vltune_lab.discovery.asking import Asker
     from vltune_lab.discovery.backend import BackendError, Budget
@@ -63,6 +68,9 @@ def build(  # noqa: PLR0913 - one argument an option
         raise OutputError(f"--out {out}: expected the name of a file that ends in .json.")
     classnames = read_class_list(classes)
     options = BuildOptions(out.stem, k, seed, max_requests)
+    if llm == "embedded":
+        _build_embedded(classnames, options, model, out)
+        return
     budget = Budget(max_requests, max_tokens)
     endpoint = Endpoint(base_url, timeout, read_key())
     openai = OpenAIOptions(model, repeats, max_answer_tokens=max_answer_tokens)
@@ -83,6 +91,28 @@ def build(  # noqa: PLR0913 - one argument an option
             f"{budget.requests} requests, {budget.tokens} tokens, {seconds:.1f} s; "
             f"{asker.asked.resumed} answers from an earlier run",
         )
+    console.print(table_of(content))
+    _say(console, str(out))
+
+
+def _build_embedded(
+    classnames: tuple[str, ...], options: "BuildOptions", model: str, out: Path
+) -> None:
+    from vltune_lab.discovery.backend import BackendError
+    from vltune_lab.discovery.likelihood_build import build_by_likelihood
+    from vltune_lab.discovery.small_model import load_small_model
+
+    if model:
+        raise BackendError(f"--model is {model!r}; --llm embedded has one model, so leave it out.")
+    console = Console()
+    began = time.perf_counter()
+    with Progress(console=console) as bars:
+        content = build_by_likelihood(classnames, options, load_small_model(), _stage_bars(bars))
+    write_json_atomic(out, content)
+    _say(console, f"0 requests, 0 tokens, {time.perf_counter() - began:.1f} s")
+    fallback = content["made_by"]["fallback"]
+    if fallback:
+        _say(console, f"warning: from the paper, not from the model: {', '.join(fallback)}")
     console.print(table_of(content))
     _say(console, str(out))
 
