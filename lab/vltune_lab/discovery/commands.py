@@ -106,8 +106,9 @@ def _build_embedded(
         raise BackendError(f"--model is {model!r}; --llm embedded has one model, so leave it out.")
     console = Console()
     began = time.perf_counter()
+    small = load_small_model()
     with Progress(console=console) as bars:
-        content = build_by_likelihood(classnames, options, load_small_model(), _stage_bars(bars))
+        content = build_by_likelihood(classnames, options, small, _stage_bars(bars))
     write_json_atomic(out, content)
     _say(console, f"0 requests, 0 tokens, {time.perf_counter() - began:.1f} s")
     fallback = content["made_by"]["fallback"]

@@ -158,6 +158,26 @@ def pair_affinity(
     return affinity
 
 
+def without_class_means(affinity: Array) -> Array:
+    r"""Take out of a pair affinity what each class has with all others.
+
+    With m(c) the mean of A(c, d) over d != c:   A'(c, d) = A(c, d) - m(c) - m(d).
+
+    A name that becomes likelier after any other ("person") is else near to all.
+
+    Args:
+        affinity: A, (C, C), symmetric, C >= 2; its diagonal is not looked at.
+
+    Returns:
+        A', (C, C), symmetric, zeros on the diagonal.
+    """
+    others = affinity * (1 - np.eye(len(affinity)))
+    means = others.sum(axis=1) / (len(affinity) - 1)
+    result: Array = others - means[:, None] - means[None, :]
+    np.fill_diagonal(result, 0.0)
+    return result
+
+
 def _entropy(p: Array) -> Array:
     """Entropy in nats over the first axis; 0 log 0 is 0."""
     logs = np.log(p, out=np.zeros_like(p), where=p > 0)

@@ -22,6 +22,7 @@ from vltune_lab.discovery.likelihood import (
     pmi_profiles,
     profile_affinity,
     rank_axes,
+    without_class_means,
 )
 from vltune_lab.discovery.likelihood_build import METHOD, build_by_likelihood
 
@@ -100,6 +101,12 @@ def test_pair_affinity_by_hand() -> None:
     np.testing.assert_allclose(
         pair_affinity(model, ["cup", "cow"], lambda: None), [[0, 2], [2, 0]], atol=1e-12
     )
+
+
+def test_class_means_are_taken_out_by_hand() -> None:
+    """Means of the others: (3, 2, 1). A'(0, 1) = 4 - 3 - 2, A'(0, 2) = 2 - 3 - 1, A'(1, 2) = -3."""
+    a = np.array([[9.0, 4.0, 2.0], [4.0, 9.0, 0.0], [2.0, 0.0, 9.0]])
+    np.testing.assert_allclose(without_class_means(a), [[0, -1, -2], [-1, 0, -3], [-2, -3, 0]])
 
 
 def test_seed_axes_have_values_and_distinct_names() -> None:
