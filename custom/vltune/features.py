@@ -111,11 +111,9 @@ class FeatureCache:
     def _held(self) -> frozenset[bytes]:
         """Digests in the store as this object first saw it; needs no lock, entries only grow."""
         try:
-            content = (self.folder / "index.bin").read_bytes()
+            return frozenset(_digests_of((self.folder / "index.bin").read_bytes()))
         except OSError:
             return frozenset()
-        whole = range(0, len(content) - DIGEST_BYTES + 1, DIGEST_BYTES)
-        return frozenset(content[start : start + DIGEST_BYTES] for start in whole)
 
     def holds(self, path: Path) -> bool:
         """Whether the store holds a file of this content; False for a file that cannot be read.
@@ -267,8 +265,7 @@ class FeatureCache:
         count = min(index.stat().st_size // DIGEST_BYTES, rows.stat().st_size // self._row_bytes)
         os.truncate(index, count * DIGEST_BYTES)
         os.truncate(rows, count * self._row_bytes)
-        content = index.read_bytes()
-        return {content[i * DIGEST_BYTES : (i + 1) * DIGEST_BYTES]: i for i in range(count)}
+        return {digest: row for row, digest in enumerate(_digests_of(index.read_bytes()))}
 
     @contextlib.contextmanager
     def _locked(self, should_stop: Callable[[], bool]) -> Iterator[None]:
@@ -301,6 +298,12 @@ class FeatureCache:
                 f"{self.folder}: the feature cache cannot be written: {error.strerror}. "
                 "Give a folder that is yours and writable as cache_dir."
             ) from error
+
+
+def _digests_of(index: bytes) -> list[bytes]:
+    """Whole entries of an index, in row order."""
+    whole = range(0, len(index) - DIGEST_BYTES + 1, DIGEST_BYTES)
+    return [index[start : start + DIGEST_BYTES] for start in whole]
 
 
 def _try_lock(handle: int, path: Path) -> bool:
