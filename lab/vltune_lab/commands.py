@@ -90,7 +90,8 @@ def pretrain_clip(
 ) -> None:
     """Train clip-compact on the pre-training styles, then write weights and card."""
     from vltune_lab.pretrain.card import publish
-    from vltune_lab.pretrain.clip import PretrainConfig, pretrain
+    from vltune_lab.pretrain.clip import pretrain
+    from vltune_lab.pretrain.recipe import PretrainConfig
 
     mapping = apply_overrides(read_mapping(recipe) if recipe else {}, overrides)
     config = from_mapping(PretrainConfig, mapping, str(recipe or "--set"))

@@ -16,7 +16,7 @@ from vltune.backbones.clip import BackboneConfig, ClipBackbone, load_clip
 from vltune.conditions import load_conditions
 from vltune.data.multilabel import MultiLabelSamples, read_image
 from vltune.features import FeatureCache
-from vltune_lab.pretrain.clip import build_model
+from vltune_lab.pretrain.state import build_model
 
 ROOT = Path(__file__).resolve().parents[3]
 MODEL_FOLDER = ROOT / "assets" / "clip-compact"

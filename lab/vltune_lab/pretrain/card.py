@@ -11,8 +11,9 @@ from safetensors.torch import save_file
 from vltune import __version__
 from vltune.config import to_mapping
 from vltune.files import atomic_path, sha256_file, write_bytes_atomic, write_json_atomic
-from vltune_lab.pretrain.clip import PretrainConfig, PretrainState, build_model
 from vltune_lab.pretrain.clip_evaluation import zero_shot_figures
+from vltune_lab.pretrain.recipe import PretrainConfig
+from vltune_lab.pretrain.state import PretrainState, build_model
 from vltune_lab.scenes.library import (
     FEDERATION_STYLES,
     PACKAGED_ASSETS,

@@ -2,10 +2,8 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import open_clip
@@ -19,14 +17,10 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from torch import Tensor, nn
+from torch import Tensor
 
-from vltune.backbones.compact_vit import register_compact_towers
-from vltune.config import ConfigError, read_mapping, to_mapping
-from vltune.files import atomic_path
+from vltune.config import to_mapping
 from vltune_lab.pretrain.objectives import (
-    Head,
-    Objective,
     class_phrases,
     colour_loss,
     contrastive_loss,
@@ -35,68 +29,12 @@ from vltune_lab.pretrain.objectives import (
     spread_loss,
 )
 from vltune_lab.pretrain.phrases import encode_phrases
+from vltune_lab.pretrain.recipe import PretrainConfig, learning_rate_at
+from vltune_lab.pretrain.state import PretrainState, start
 from vltune_lab.pretrain.stream import SceneBatch, SceneStream, make_loader
 from vltune_lab.pretrain.text_warmup import warm_up_text
 from vltune_lab.scenes.captions import article
 from vltune_lab.scenes.library import PRETRAINING_STYLES, Library, load_library
-
-EXTENDABLE = frozenset({"steps", "checkpoint_every"})
-"""What a continued run may change: a longer schedule is recorded, all else is another recipe."""
-
-
-@dataclass(frozen=True)
-class PretrainConfig:
-    """Recipe of clip-compact.
-
-    Attributes:
-        seed: Of weights and data.
-        steps: Optimiser steps.
-        batch_size: Images a step.
-        learning_rate: Peak of AdamW; linear warm-up, then cosine to zero.
-        text_warmup_steps: Steps of the text tower alone, before any image.
-        text_warmup_rate: Their learning rate.
-        max_colour_regions: Objects used in the colour term of a step.
-        objective: Weights of the loss terms.
-    """
-
-    seed: int = 2026
-    steps: int = 7000
-    batch_size: int = 64
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.05
-    warmup_steps: int = 300
-    text_warmup_steps: int = 200
-    text_warmup_rate: float = 1e-3
-    max_colour_regions: int = 48
-    objective: Objective = field(default_factory=Objective)
-    checkpoint_every: int = 250
-
-    def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch_size < 2 or not 0 < self.learning_rate < 1:
-            raise ConfigError("pretrain: needs steps >= 1, batch_size >= 2, 0 < learning_rate < 1")
-
-
-def build_model(folder: Path, seed: int) -> tuple[open_clip.CLIP, open_clip.SimpleTokenizer]:
-    """Build an untrained model from `open_clip_config.json` in `folder`.
-
-    Raises:
-        ConfigError: The file is missing or holds no `model_cfg`.
-    """
-    register_compact_towers()
-    source = folder / "open_clip_config.json"
-    model_cfg = read_mapping(source).get("model_cfg")
-    if not isinstance(model_cfg, dict):
-        raise ConfigError(
-            f"{source}: has no model_cfg. Give a folder with open_clip's configuration."
-        )
-    torch.manual_seed(seed)
-    model = open_clip.CLIP(
-        embed_dim=model_cfg["embed_dim"],
-        vision_cfg=model_cfg["vision_cfg"],
-        text_cfg=model_cfg["text_cfg"],
-    )
-    tokenizer = open_clip.SimpleTokenizer(context_length=model_cfg["text_cfg"]["context_length"])
-    return model, tokenizer
 
 
 def normalise_pixels(images: Tensor) -> Tensor:
@@ -105,7 +43,7 @@ def normalise_pixels(images: Tensor) -> Tensor:
 
 
 def batch_loss(
-    state: "PretrainState",
+    state: PretrainState,
     tokenizer: open_clip.SimpleTokenizer,
     batch: SceneBatch,
     classnames: tuple[str, ...],
@@ -139,117 +77,6 @@ def batch_loss(
         "spread": spread_loss(phrases),
         "colours": colour_loss(patch_features, patch_labels, colours, colour_features, scale),
     }
-
-
-@dataclass
-class PretrainState:
-    """All that a checkpoint holds.
-
-    Attributes:
-        recipe: The `PretrainConfig` as a mapping.
-        step: Optimiser steps done.
-        seconds: Spent in them.
-        schedule: (first step, `steps` of the cosine from there on); one entry in a run of one go.
-    """
-
-    model: open_clip.CLIP
-    head: Head
-    optimizer: torch.optim.Optimizer
-    trunk: Callable[[Tensor], Tensor]
-    recipe: dict[str, Any]
-    step: int = 0
-    seconds: float = 0.0
-    schedule: list[list[int]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.schedule = self.schedule or [[0, self.recipe["steps"]]]
-
-    def save(self, path: Path) -> None:
-        """Write atomically."""
-        with atomic_path(path) as temporary:
-            torch.save(
-                {
-                    "model": self.model.state_dict(),
-                    "head": self.head.state_dict(),
-                    "optimizer": self.optimizer.state_dict(),
-                    "recipe": self.recipe,
-                    "schedule": self.schedule,
-                    "step": self.step,
-                    "seconds": self.seconds,
-                },
-                temporary,
-            )
-
-    def load(self, path: Path) -> None:
-        """Continue from `path`.
-
-        Raises:
-            ConfigError: It was begun under another recipe.
-        """
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        begun = state.get("recipe", {})
-        changed = sorted(
-            key
-            for key in self.recipe
-            if key not in EXTENDABLE and begun.get(key) != self.recipe[key]
-        )
-        if changed:
-            key = changed[0]
-            raise ConfigError(
-                f"{path}: was begun with another recipe: {', '.join(changed)} differ ({key} was "
-                f"{begun.get(key)}, is {self.recipe[key]}). Give the same values, or another --out."
-            )
-        self.schedule = state["schedule"]
-        if self.schedule[-1][1] != self.recipe["steps"]:
-            self.schedule.append([state["step"], self.recipe["steps"]])
-        self.model.load_state_dict(state["model"])
-        self.head.load_state_dict(state["head"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        for group in self.optimizer.param_groups:
-            group["fused"] = True  # a checkpoint brings its own setting along
-        self.step, self.seconds = state["step"], state["seconds"]
-
-
-def start(
-    config: PretrainConfig,
-    model_folder: Path,
-    checkpoint: Path,
-    device: str,
-    *,
-    compile_trunk: bool = True,
-) -> tuple[PretrainState, open_clip.SimpleTokenizer]:
-    """Build the state, continuing from the checkpoint where there is one."""
-    model, tokenizer = build_model(model_folder, config.seed)
-    head = Head()
-    modules = nn.ModuleList([model, head]).to(device)
-    matrices = [p for p in modules.parameters() if p.ndim >= 2]
-    others = [p for p in modules.parameters() if p.ndim < 2]
-    groups = [
-        {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    # Fused: the token table alone is six million values, ten times slower one operation at a time.
-    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), fused=True)
-    # Compiled, the trunk's step is two to three times faster on CPU; the weights are the model's.
-    trunk = model.visual.trunk.forward_features
-    state = PretrainState(
-        model,
-        head,
-        optimizer,
-        torch.compile(trunk) if compile_trunk else trunk,
-        recipe=to_mapping(config),
-    )
-    if checkpoint.exists():
-        state.load(checkpoint)
-    return state, tokenizer
-
-
-def learning_rate_at(step: int, config: PretrainConfig) -> float:
-    """Linear warm-up, then half a cosine to zero."""
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-    return config.learning_rate * 0.5 * (1 + float(np.cos(np.pi * min(1.0, progress))))
 
 
 def pretrain(

@@ -17,16 +17,7 @@ from torch.nn import functional as F
 from vltune.backbones.clip import BackboneConfig, load_clip
 from vltune.config import ConfigError, from_mapping
 from vltune_lab.pretrain.card import WEIGHTS, publish
-from vltune_lab.pretrain.clip import (
-    PretrainConfig,
-    PretrainState,
-    batch_loss,
-    build_model,
-    learning_rate_at,
-    normalise_pixels,
-    pretrain,
-    start,
-)
+from vltune_lab.pretrain.clip import batch_loss, normalise_pixels, pretrain
 from vltune_lab.pretrain.objectives import (
     TEMPLATES,
     Head,
@@ -38,6 +29,8 @@ from vltune_lab.pretrain.objectives import (
     spread_loss,
 )
 from vltune_lab.pretrain.phrases import encode_phrases
+from vltune_lab.pretrain.recipe import PretrainConfig, learning_rate_at
+from vltune_lab.pretrain.state import PretrainState, build_model, start
 from vltune_lab.pretrain.stream import SceneBatch, SceneStream, describe_batch, make_loader
 from vltune_lab.scenes.library import PACKAGED_ASSETS, PRETRAINING_STYLES, Library, load_library
 from vltune_lab.scenes.render import Scene, SceneObject

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from vltune_lab.pretrain.clip import build_model
 from vltune_lab.pretrain.phrases import encode_phrases
+from vltune_lab.pretrain.state import build_model
 from vltune_lab.pretrain.text_warmup import agreement_loss, effective_rank, warm_up_text
 from vltune_lab.scenes.library import PACKAGED_ASSETS
 
