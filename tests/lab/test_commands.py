@@ -1,8 +1,7 @@
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import pytest
 import typer
@@ -30,27 +29,14 @@ WORLD = {
 }
 
 
-class Ended(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Ended]
+Run = Callable[..., Any]
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run `vltune` with the lab's commands as the console script does."""
+def run(run: Run) -> Run:
+    """With the lab's commands."""
     register(cli.app)
-
-    def call(*arguments: str | Path) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["vltune", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        return Ended(end.value.code or 0, *capsys.readouterr())
-
-    return call
+    return run
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import pytest
 import yaml
@@ -10,33 +9,14 @@ from typer.testing import CliRunner
 
 from vltune import __version__
 from vltune.backbones.clip import BackboneConfig, load_clip
-from vltune.cli import app, main
+from vltune.cli import app
 from vltune.data.multilabel import read_image
 from vltune.features import FeatureCache
 
 Folder = Callable[..., Path]
 
 
-class Ended(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Ended]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run `vltune` as the console script does."""
-
-    def call(*arguments: str | Path) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["vltune", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            main()
-        return Ended(end.value.code or 0, *capsys.readouterr())
-
-    return call
+Run = Callable[..., Any]
 
 
 @pytest.fixture

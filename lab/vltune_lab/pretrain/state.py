@@ -103,8 +103,6 @@ class PretrainState:
         self.model.load_state_dict(state["model"])
         self.head.load_state_dict(state["head"])
         self.optimizer.load_state_dict(state["optimizer"])
-        for group in self.optimizer.param_groups:
-            group["fused"] = True  # a checkpoint brings its own setting along
         self.step, self.seconds = state["step"], state["seconds"]
 
 
