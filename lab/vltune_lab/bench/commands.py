@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.progress import Progress
 
 from vltune_lab.bench import tables as readme_tables
 from vltune_lab.bench.provenance import provenance
@@ -49,6 +50,22 @@ def fedmpt_demo(
     command = f"vltune bench fedmpt-demo --seeds {seeds}" + (" --quick" if quick else "")
     content = {"protocol": "fedmpt-demo", **provenance(command), "rows": rows}
     show(write_results(out, content))
+
+
+@bench_app.command("conditions")
+def conditions(
+    quick: Quick = False,
+    seeds: Annotated[str, typer.Option(help="Comma-separated run seeds.")] = "7,8,9",
+    world: Annotated[Path, typer.Option(help="Folder of the demo world.")] = Path("build/world"),
+    out: Annotated[Path, typer.Option(help="Result file.")] = RESULTS_FOLDER / "conditions.json",
+) -> None:
+    """FedMPT with found, published, unrelated and no conditions on the embedded world."""
+    from vltune_lab.bench.conditions import run_conditions
+
+    with Progress(console=Console()) as bars:
+        rows = run_conditions([int(text) for text in seeds.split(",")], world, bars, quick=quick)
+    command = f"vltune bench conditions --seeds {seeds}" + (" --quick" if quick else "")
+    show(write_results(out, {"protocol": "conditions", **provenance(command), "rows": rows}))
 
 
 @bench_app.command("scenes")
