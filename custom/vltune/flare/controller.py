@@ -36,7 +36,6 @@ from vltune.flare.inquiry import Answers, Inquiry, Live, RunAbortedError
 from vltune.flare.persistor import META_ROUND, AdapterPersistor, run_folder
 from vltune.flare.roll_call import RollCall, compare_sites, describe_sites
 from vltune.flare.round_record import (
-    MAP,
     Measured,
     describe_roll_call,
     measurement,
@@ -59,7 +58,7 @@ class RunConfig:
         seed: Run seed; draws the sites of a round where not all take part.
         run_id: Under which sites keep their state; empty makes a new one.
         start_round: Rounds behind the adapter that a resumed run continues from.
-        best_map: mAP of the best global model so far, -1 for none.
+        best: Metric of the best global model so far, -1 for none.
     """
 
     name: str
@@ -67,7 +66,7 @@ class RunConfig:
     seed: int
     run_id: str = ""
     start_round: int = 0
-    best_map: float = -1.0
+    best: float = -1.0
 
 
 class FederationController(Controller):
@@ -98,7 +97,7 @@ class FederationController(Controller):
         self._config = from_mapping(FederationConfig, federation, "the job's federation")
         self._run = from_mapping(RunConfig, run, "the job's run")
         self._run_id = self._run.run_id or new_run_id()
-        self._best = self._run.best_map
+        self._best = self._run.best
         self._trained = training({}, Answers(), {})
         self.inquiry = Inquiry(self, self._config.min_sites)
 
@@ -137,6 +136,7 @@ class FederationController(Controller):
                 "method": self._run.method,
                 "run_id": self._run_id,
                 "vltune": __version__,
+                "metric": self._config.metric,
                 "start_round": self._run.start_round,
                 "completed_rounds": self._run.start_round,
             },
@@ -271,17 +271,19 @@ class FederationController(Controller):
 
     def _record(self, round_number: int, measured: dict[str, Measured], live: Live) -> None:
         """Write down the model after `round_number` rounds, keep the best, stream the figures."""
-        record = measurement(round_number, measured) | self._trained
-        value = record[MAP]
+        metric = self._config.metric
+        record = measurement(round_number, measured, metric) | self._trained
+        value = record[metric]
         if value >= self._best:
             self._best = value
             self._persistor.mark_best(run_folder(live.fl_ctx), round_number)
-            live.run_log.update(best={"round": round_number, MAP: value})
+            live.run_log.update(best={"round": round_number, metric: value})
         live.run_log.site_metrics(round_number, "validation", _halves(measured, 0))
         live.run_log.round_line(record)
-        log.info("round %d: mAP %.4f, worst site %s", round_number, value, record["worst_site"])
+        worst = record["worst_site"]
+        log.info("round %d: %s %.4f, worst site %s", round_number, metric, value, worst)
         if self._config.tensorboard:
-            for name in (MAP, "worst_site_mAP", "loss", "seconds"):
+            for name in (metric, f"worst_site_{metric}", "loss", "seconds"):
                 self._stream(f"global/{name}", record[name], round_number, live.fl_ctx)
 
     def _stream(self, tag: str, value: float, round_number: int, fl_ctx: FLContext) -> None:

@@ -10,6 +10,8 @@ import torch
 from vltune.seed import derive_seed, torch_generator
 
 WeightBy = Literal["num_examples", "uniform"]
+METRICS = ("mAP", "accuracy", "soft_accuracy", "token_f1", "rouge_l", "preference_accuracy")
+"""Figures of a site that are larger where the model is better."""
 
 
 class FederationError(ValueError):
@@ -28,6 +30,8 @@ class FederationConfig:
         weight_by: Weights of the average; num_examples as in the paper, or uniform.
         max_update_norm: Euclidean distance from the global model beyond which updates are refused.
         participation: Share of the sites asked in each round, drawn from the run's seed.
+        metric: What the best global model is chosen by and the report shows: one of the sites'
+            documented figures, larger is better.
         poll_seconds: How often an idle site asks for work; each round waits about as long for it.
         tensorboard: Stream the documented metrics to TensorBoard files at the server.
     """
@@ -39,6 +43,7 @@ class FederationConfig:
     weight_by: WeightBy = "num_examples"
     max_update_norm: float = 1000.0
     participation: float = 1.0
+    metric: str = "mAP"
     poll_seconds: float = 0.1
     tensorboard: bool = True
 
@@ -56,6 +61,8 @@ class FederationConfig:
             value = getattr(self, name)
             if not 0 < value < math.inf:
                 raise ValueError(f"{name} must be positive and finite, got {value}")
+        if self.metric not in METRICS:
+            raise ValueError(f"metric is {self.metric!r}; expected one of {', '.join(METRICS)}")
         if not 0 < self.participation <= 1:
             raise ValueError(f"participation must be in (0, 1], got {self.participation}")
 

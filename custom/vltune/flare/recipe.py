@@ -47,7 +47,7 @@ class FederatedRecipe(Recipe):
     Args:
         job: `name`, `method`, `seed`, `participant` (dotted path of the builder), `federation`, and
             whatever the method's builder reads. JSON-able.
-        resume: What an earlier run left: `run_id`, `start_round`, `best_map`.
+        resume: What an earlier run left: `run_id`, `start_round`, `best`.
         resume_adapter: The global adapter after `start_round` rounds.
 
     Raises:

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from vltune.flare.exchange import TRAIN_METRICS
+from vltune.flare.federation import METRICS, FederationError
 from vltune.flare.inquiry import Answers
 from vltune.flare.roll_call import RollCall
 from vltune.histograms import HistogramError, ScoreHistograms, mean_average_precision_from
@@ -56,14 +57,32 @@ def global_map(measured: Mapping[str, Measured]) -> float:
         return math.nan
 
 
-def measurement(round_number: int, measured: Mapping[str, Measured]) -> dict[str, Any]:
-    """Figures of the global model that has `round_number` rounds behind it."""
-    worst_site, worst = worst_of({site: m.metrics.get(MAP) for site, m in measured.items()})
+def measurement(
+    round_number: int, measured: Mapping[str, Measured], metric: str = MAP
+) -> dict[str, Any]:
+    """Figures of the global model that has `round_number` rounds behind it.
+
+    mAP is pooled over the sites from their score histograms; any other metric is the plain mean
+    over the sites that sent it, each counting the same.
+
+    Raises:
+        FederationError: No site reports the metric, so no best model could be chosen.
+    """
+    reported = {name for said in measured.values() for name in said.metrics}
+    if measured and metric not in reported:
+        raise FederationError(
+            f"federation.metric is {metric!r}, which no site reports; they report "
+            f"{', '.join(sorted(reported & set(METRICS))) or 'none'}. Name one of these."
+        )
+    values = {site: m.metrics.get(metric) for site, m in measured.items()}
+    worst_site, worst = worst_of(values)
+    known = [v for v in values.values() if v is not None and math.isfinite(v)]
+    mean = math.fsum(known) / len(known) if known else math.nan
     return {
         "round": round_number,
-        MAP: global_map(measured),
+        metric: global_map(measured) if metric == MAP else mean,
         "worst_site": worst_site,
-        "worst_site_mAP": worst,
+        f"worst_site_{metric}": worst,
     }
 
 

@@ -5,17 +5,20 @@ import math
 import os
 import platform
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from vltune.files import write_bytes_atomic, write_json_atomic
+from vltune.flare.federation import METRICS
 from vltune.flare.persistor import BEST_FILE, LAST_FILE
 from vltune.flare.run_log import METRICS_FILE, STATE_FILE
 
 ADAPTERS = "adapters"
+MAP = "mAP"
+MULTI_LABEL = (MAP, "CF1", "OF1")
 FINAL_ADAPTER = "global_adapter.safetensors"
 _TRAINING = ("loss", "seconds", "overhead_seconds", "sites", "bytes_up", "bytes_down", "rejected")
 _EXTRA = ("run_id", "best", "facts", "bytes_prepare", "bytes_validate")
@@ -114,7 +117,7 @@ def merge_states(earlier: State, later: State) -> State:
     }
     best = max(
         (s["best"] for s in (earlier, later) if s.get("best")),
-        key=lambda entry: entry["mAP"],
+        key=lambda entry: entry[later.get("metric", MAP)],
         default=None,
     )
     merged = {**later, "rounds": rounds, "phases": phases, "best": best}
@@ -135,6 +138,7 @@ def summarise(
         environment: sim, poc or prod.
     """
     rounds = state["rounds"]
+    metric = state.get("metric", MAP)
     per_site = _per_site(state, _lines(run_folder / METRICS_FILE))
     sent = [size for record in rounds for size in record["bytes_up"].values()]
     return {
@@ -145,16 +149,17 @@ def summarise(
         "rounds": state["completed_rounds"],
         "seed": job["seed"],
         "zero_shot_mAP": None,
-        "global_mAP": rounds[-1]["mAP"],
-        "worst_site_mAP": _lowest(site["mAP"] for site in per_site),
+        "global_mAP": rounds[-1].get(MAP),
+        "worst_site_mAP": _lowest(site[MAP] for site in per_site),
+        "scores": None if metric == MAP else _scores(metric, rounds[-1], per_site),
         "bytes_up_per_site_per_round": round(sum(sent) / len(sent)) if sent else 0,
         "wall_seconds": round(state["wall_seconds"], 3),
         "config": dict(job),
         "seeds": {"run": job["seed"]},
         "versions": versions(),
-        "per_round": [_round(record) for record in rounds],
+        "per_round": [_round(record, metric) for record in rounds],
         "per_site": per_site,
-        "thresholds": {name: job.get("threshold", 0.5) for name in ("CF1", "OF1")},
+        "thresholds": _thresholds(job) if metric == MAP else {},
         "bytes_per_site_per_round": _site_bytes(rounds),
         "wall_seconds_by_phase": {name: round(value, 3) for name, value in state["phases"].items()},
         "rejected_updates": [
@@ -170,6 +175,10 @@ def summarise(
     }
 
 
+def _thresholds(job: Mapping[str, Any]) -> dict[str, float]:
+    return {name: job.get("threshold", 0.5) for name in ("CF1", "OF1")}
+
+
 def _site_bytes(rounds: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [
         {
@@ -183,11 +192,27 @@ def _site_bytes(rounds: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _round(record: Mapping[str, Any]) -> dict[str, Any]:
+def _scores(
+    metric: str, last: Mapping[str, Any], per_site: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """The headline of a run whose metric is not mAP."""
+    zero_shot = [site["metrics"].get(f"zero_shot_{metric}") for site in per_site]
+    known = [value for value in zero_shot if value is not None]
+    return {
+        "metric": metric,
+        "zero_shot": math.fsum(known) / len(known) if known else None,
+        "overall": last[metric],
+        "worst_site": _lowest(site["metrics"].get(metric) for site in per_site),
+    }
+
+
+def _round(record: Mapping[str, Any], metric: str) -> dict[str, Any]:
+    others = {"score": record[metric], "worst_site_score": record[f"worst_site_{metric}"]}
     return {
         "round": record["round"],
-        "mAP": record["mAP"],
-        "worst_site_mAP": record["worst_site_mAP"],
+        "mAP": record.get(MAP),
+        "worst_site_mAP": record.get("worst_site_mAP"),
+        **({} if metric == MAP else others),
         "loss": record["loss"],
         "seconds": record["seconds"],
         "overhead_seconds": record["overhead_seconds"] or 0.0,
@@ -213,10 +238,28 @@ def _per_site(state: State, lines: list[dict[str, Any]]) -> list[dict[str, Any]]
             "num_examples": facts["num_examples"],
             "num_validation": facts["num_validation"],
             "zero_shot_mAP": zero_shot.get(site),
-            **{name: last.get((site, name)) for name in ("mAP", "CF1", "OF1")},
+            **{name: last.get((site, name)) for name in MULTI_LABEL},
+            "metrics": _others(site, last, lines),
         }
         for site, facts in sorted(state["sites"].items())
     ]
+
+
+def _others(
+    site: str, last: Mapping[tuple[str, str], float], lines: list[dict[str, Any]]
+) -> dict[str, float]:
+    """Figures in [0, 1] of one site beside the multi-label ones, what it began with included."""
+    began = {
+        line["metric"]: line["value"]
+        for line in lines
+        if line.get("site") == site and line["metric"].startswith("zero_shot_")
+    }
+    now = {name: value for (name_of, name), value in last.items() if name_of == site}
+    return {
+        name: value
+        for name, value in (began | now).items()
+        if name.removeprefix("zero_shot_") in METRICS and not name.endswith(MAP)
+    }
 
 
 def _lowest(values: Any) -> float | None:

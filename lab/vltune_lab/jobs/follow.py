@@ -9,6 +9,8 @@ from typing import Any
 from rich.console import Console
 
 Record = dict[str, Any]
+WORST = "worst_site_"
+"""A round's record holds the run's metric and, under this and its name, the worst site's."""
 
 
 class Follower:
@@ -35,10 +37,11 @@ class Follower:
 
 
 def round_line(record: Mapping[str, Any], rounds: int) -> str:
-    """One readable line: round, mAP, worst site, loss, seconds, bytes up."""
-    parts = [f"round {record['round']:>3}/{rounds}", f"mAP {_fraction(record['mAP'])}"]
+    """One readable line: round, metric, worst site, loss, seconds, bytes up."""
+    metric = next(key for key in record if key.startswith(WORST)).removeprefix(WORST)
+    parts = [f"round {record['round']:>3}/{rounds}", f"{metric} {_fraction(record[metric])}"]
     if record["worst_site"]:
-        parts.append(f"worst {record['worst_site']} {_fraction(record['worst_site_mAP'])}")
+        parts.append(f"worst {record['worst_site']} {_fraction(record[WORST + metric])}")
     if record["bytes_up"]:
         parts.append(f"loss {record['loss']:.4f}" if record["loss"] is not None else "loss -")
         parts.append(f"{record['seconds']:.1f} s")

@@ -150,7 +150,7 @@ def continue_run(options: Options) -> Start:
     resume = {
         "run_id": state["run_id"],
         "start_round": done,
-        "best_map": float(best.get("mAP", -1.0)),
+        "best": float(best.get(state.get("metric", "mAP"), -1.0)),
     }
     return Start(job, run_folder, options.sites or tuple(content["sites"]), resume, adapter)
 

@@ -31,7 +31,7 @@ def build_report(run_folder: Path) -> Path:
         OutputError: The folder cannot be written.
     """
     summary = load_summary(run_folder)
-    history = progress.read_site_history(run_folder)
+    history = progress.read_site_history(run_folder, summary.headline.metric)
     page = render(summary, history, load_examples(run_folder))
     # A lone surrogate in a name has no UTF-8; it becomes a question mark.
     write_bytes_atomic(run_folder / REPORT_FILE, page.encode("utf-8", errors="replace"))

@@ -9,36 +9,36 @@ LARGEST_FALL = 0.05
 
 
 def worst_site(summary: RunSummary) -> SiteSummary | None:
-    """The site with the lowest mAP."""
-    measured = [site for site in summary.per_site if site.mAP is not None]
-    return min(measured, key=lambda site: (site.mAP or 0.0, site.site), default=None)
+    """The site with the lowest metric."""
+    after = {site.site: summary.site_scores(site)[1] for site in summary.per_site}
+    measured = [site for site in summary.per_site if after[site.site] is not None]
+    return min(measured, key=lambda site: (after[site.site] or 0.0, site.site), default=None)
 
 
 def headline(summary: RunSummary) -> Markup:
     """Zero-shot against federated, and the worst site, in one sentence."""
-    where = (
-        "the global test set"
-        if summary.measured_on == "global_test"
-        else "the sites' validation data"
-    )
+    scores = summary.headline
+    is_global = summary.measured_on == "global_test" and summary.scores is None
+    where = "the global test set" if is_global else "the sites' validation data"
     rounds, sites = formats.count(summary.rounds, "round"), formats.count(summary.sites, "site")
     parts = [
         f"After {rounds} over {sites}, {summary.method} reaches ",
-        tag("strong", f"{formats.percent(summary.global_mAP)} % mAP"),
+        tag("strong", f"{formats.percent(scores.overall)} % {scores.metric}"),
         f" on {where}",
     ]
-    if summary.global_mAP is not None and summary.zero_shot_mAP is not None:
+    if scores.overall is not None and scores.zero_shot is not None:
         parts += [
             ": ",
-            tag("strong", compare(summary.global_mAP, summary.zero_shot_mAP)),
-            f" zero-shot ({formats.percent(summary.zero_shot_mAP)} %)",
+            tag("strong", compare(scores.overall, scores.zero_shot)),
+            f" zero-shot ({formats.percent(scores.zero_shot)} %)",
         ]
     parts.append(".")
     worst = worst_site(summary)
     if worst is not None:
-        parts.append(f" The worst site is {worst.site} with {formats.percent(worst.mAP)} %")
-        if worst.mAP is not None and worst.zero_shot_mAP is not None:
-            parts.append(f", {compare(worst.mAP, worst.zero_shot_mAP)} its own zero-shot")
+        before, after = summary.site_scores(worst)
+        parts.append(f" The worst site is {worst.site} with {formats.percent(after)} %")
+        if after is not None and before is not None:
+            parts.append(f", {compare(after, before)} its own zero-shot")
         parts.append(".")
     return tag("p", parts, class_="headline")
 
@@ -61,7 +61,7 @@ def notices(summary: RunSummary) -> Markup | None:
 
 def _model_notices(summary: RunSummary) -> list[str]:
     found = []
-    best, after = summary.zero_shot_mAP, summary.global_mAP
+    best, after = summary.headline.zero_shot, summary.headline.overall
     if best is not None and after is not None and after < best:
         found.append(
             "The trained model is worse than zero-shot. Lower training.learning_rate, or train for "
@@ -81,10 +81,11 @@ def _site_notices(summary: RunSummary) -> list[str]:
     if summary.rejected_updates:
         num_rejected = len(summary.rejected_updates)
         found.append(f"{formats.count(num_rejected, 'update')} refused by the server; see below.")
+    pairs = {site.site: summary.site_scores(site) for site in summary.per_site}
     fallen = [
-        site.site
-        for site in summary.per_site
-        if site.mAP is not None and site.zero_shot_mAP is not None and site.mAP < site.zero_shot_mAP
+        site
+        for site, (before, after) in pairs.items()
+        if before is not None and after is not None and after < before
     ]
     if fallen:
         found.append(f"Worse off than with zero-shot: {', '.join(fallen)}.")
@@ -94,13 +95,14 @@ def _site_notices(summary: RunSummary) -> list[str]:
 def tiles(summary: RunSummary) -> Markup:
     """Key figures."""
     start = summary.global_test.before_training if summary.global_test else None
-    worst = worst_site(summary)
+    worst, scores = worst_site(summary), summary.headline
+    note = "the better reading" if summary.scores is None else "before training"
     shown = [
-        ("zero-shot mAP", f"{formats.percent(summary.zero_shot_mAP)} %", "the better reading"),
-        ("federated mAP", f"{formats.percent(summary.global_mAP)} %", _gain(summary)),
+        (f"zero-shot {scores.metric}", f"{formats.percent(scores.zero_shot)} %", note),
+        (f"federated {scores.metric}", f"{formats.percent(scores.overall)} %", _gain(summary)),
         (
             "worst site",
-            f"{formats.percent(summary.worst_site_mAP)} %",
+            f"{formats.percent(scores.worst_site)} %",
             worst.site if worst else "not measured",
         ),
         (
@@ -134,7 +136,7 @@ def tiles(summary: RunSummary) -> Markup:
 
 
 def _gain(summary: RunSummary) -> str:
-    text = formats.points(summary.global_mAP, summary.zero_shot_mAP)
+    text = formats.points(summary.headline.overall, summary.headline.zero_shot)
     return "not compared" if text == formats.NOT_MEASURED else f"{text} points"
 
 

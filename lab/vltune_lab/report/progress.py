@@ -17,14 +17,14 @@ SiteCurves = dict[str, list[tuple[float, float | None]]]
 
 
 class SiteHistory(NamedTuple):
-    """Each site's mAP over the rounds, and how many lines of the file could not be read."""
+    """Each site's metric over the rounds, and how many lines of the file could not be read."""
 
     curves: SiteCurves
     num_unreadable: int
 
 
-def read_site_history(run_folder: Path) -> SiteHistory:
-    """Read each site's mAP from metrics.jsonl; the file may be absent or end in half a line."""
+def read_site_history(run_folder: Path, metric: str = "mAP") -> SiteHistory:
+    """Read each site's metric from metrics.jsonl; the file may be absent or end in half a line."""
     path = run_folder / METRICS_FILE
     if not path.is_file():
         return SiteHistory({}, 0)
@@ -33,7 +33,7 @@ def read_site_history(run_folder: Path) -> SiteHistory:
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             record = json.loads(line)
-            if "event" not in record and record["metric"] == "mAP":
+            if "event" not in record and record["metric"] == metric:
                 value = record["value"]
                 values[str(record["site"])][float(record["round"])] = (
                     None if value is None else float(value)
@@ -45,18 +45,29 @@ def read_site_history(run_folder: Path) -> SiteHistory:
 
 
 def curves(summary: RunSummary, history: SiteHistory) -> Markup:
-    """Charts of mAP and loss; each site's own curve thinly behind the global one."""
-    rounds = summary.per_round
-    mAP = [
+    """Charts of the run's metric and the loss; each site's own curve thinly behind."""
+    rounds, metric = summary.per_round, summary.headline.metric
+    scores = [summary.round_scores(entry) for entry in rounds]
+    lines = [
         *[
             Series("", "site", tuple((a, _hundredfold(b)) for a, b in points))
             for points in list(history.curves.values())[:MAX_SITE_CURVES]
         ],
-        Series("global", "federated", tuple((r.round, _hundredfold(r.mAP)) for r in rounds)),
-        Series("worst", "worst", tuple((r.round, _hundredfold(r.worst_site_mAP)) for r in rounds)),
+        *[
+            Series(
+                name,
+                kind,
+                tuple(
+                    (r.round, _hundredfold(s[half])) for r, s in zip(rounds, scores, strict=True)
+                ),
+            )
+            for half, (name, kind) in enumerate((("global", "federated"), ("worst", "worst")))
+        ],
     ]
     loss = [Series("loss", "loss", tuple((r.round, r.loss) for r in rounds))]
     note = "mAP: on the sites' validation data, pooled from their score histograms."
+    if summary.scores is not None:
+        note = f"{metric}: mean over the sites' validation data, each site counting the same."
     if history.curves:
         note += " Thin lines: the single sites."
     if history.num_unreadable:
@@ -66,7 +77,10 @@ def curves(summary: RunSummary, history: SiteHistory) -> Markup:
         "Round by round",
         tag(
             "div",
-            tag("figure", line_chart("mAP by round", mAP, x_label="round", y_label="mAP, %")),
+            tag(
+                "figure",
+                line_chart(f"{metric} by round", lines, x_label="round", y_label=f"{metric}, %"),
+            ),
             tag(
                 "figure",
                 line_chart(
@@ -86,12 +100,12 @@ def curves(summary: RunSummary, history: SiteHistory) -> Markup:
 
 def rounds_table(summary: RunSummary) -> Markup:
     """Every round's figures."""
-    header = ["round", "mAP %", "worst %", "loss", "time", "overhead", "up", "down", "refused"]
+    metric = f"{summary.headline.metric} %"
+    header = ["round", metric, "worst %", "loss", "time", "overhead", "up", "down", "refused"]
     rows = [
         [
             r.round,
-            formats.percent(r.mAP),
-            formats.percent(r.worst_site_mAP),
+            *map(formats.percent, summary.round_scores(r)),
             formats.number(r.loss),
             formats.duration(r.seconds),
             formats.duration(r.overhead_seconds),

@@ -8,6 +8,8 @@ from vltune_lab.report.schema import GlobalTest, Reading, RunSummary
 
 def by_site(summary: RunSummary) -> Markup:
     """Zero-shot against federated at each site."""
+    if summary.scores is not None:
+        return _by_site_of(summary)
     header = ["site", "images", "zero-shot", "federated", "change", "CF1", "OF1"]
     rows = [
         [
@@ -27,6 +29,26 @@ def by_site(summary: RunSummary) -> Markup:
         note += f" CF1 and OF1 at threshold {', '.join(thresholds)}."
     return section(
         "mAP by site, zero-shot and federated", table(header, rows), tag("p", note, class_="quiet")
+    )
+
+
+def _by_site_of(summary: RunSummary) -> Markup:
+    """The run's metric at each site, and every other figure that the sites sent."""
+    metric = summary.headline.metric
+    known = {f"zero_shot_{metric}", metric}
+    others = sorted({name for site in summary.per_site for name in site.metrics} - known)
+    rows = []
+    for site in summary.per_site:
+        before, after = summary.site_scores(site)
+        shown = [formats.percent(site.metrics.get(name)) for name in others]
+        figures = [formats.percent(before), formats.percent(after), formats.points(after, before)]
+        rows.append([site.site, site.num_examples, *figures, *shown])
+    header = ["site", "examples", "zero-shot", "federated", "change", *others]
+    note = "In % of the final model, the site's own part included, on each site's validation data."
+    return section(
+        f"{metric} by site, zero-shot and federated",
+        table(header, rows),
+        tag("p", note, class_="quiet"),
     )
 
 

@@ -26,6 +26,8 @@ class RoundSummary:
         bytes_up: Sent by all sites together.
         bytes_down: Sent to all sites together.
         rejected: Updates that the server refused.
+        score: The run's metric where that is not mAP; see `Scores`.
+        worst_site_score: Its lowest value at one site.
     """
 
     round: int
@@ -37,9 +39,12 @@ class RoundSummary:
     bytes_up: int
     bytes_down: int
     rejected: int
+    score: float | None = None
+    worst_site_score: float | None = None
 
     def __post_init__(self) -> None:
         check_fractions(mAP=self.mAP, worst_site_mAP=self.worst_site_mAP)
+        check_fractions(score=self.score, worst_site_score=self.worst_site_score)
         check_amounts(
             round=self.round,
             seconds=self.seconds,
@@ -61,6 +66,7 @@ class SiteSummary:
         CF1: From mean class precision and recall.
         OF1: From overall precision and recall.
         num_validation: Validation images.
+        metrics: Other figures in [0, 1], by name; those before training are `zero_shot_NAME`.
     """
 
     site: str
@@ -70,10 +76,32 @@ class SiteSummary:
     CF1: float | None
     OF1: float | None
     num_validation: int | None = None
+    metrics: dict[str, float | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_fractions(zero_shot_mAP=self.zero_shot_mAP, mAP=self.mAP, CF1=self.CF1, OF1=self.OF1)
+        check_fractions(**{f"metrics.{name}": value for name, value in self.metrics.items()})
         check_amounts(num_examples=self.num_examples, num_validation=self.num_validation)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The headline of a run whose metric is not mAP.
+
+    Attributes:
+        metric: Name of the metric, such as accuracy.
+        zero_shot: Mean over the sites before training.
+        overall: Mean over the sites of the final model, each site counting the same.
+        worst_site: Lowest value of one site.
+    """
+
+    metric: str
+    zero_shot: float | None
+    overall: float | None
+    worst_site: float | None
+
+    def __post_init__(self) -> None:
+        check_fractions(zero_shot=self.zero_shot, overall=self.overall, worst_site=self.worst_site)
 
 
 @dataclass(frozen=True)
@@ -156,6 +184,7 @@ class RunSummary:
         wall_seconds_by_phase: Phase -> wall time; the phases follow one another.
         rejected_updates: In order.
         measured_on: Data of `global_mAP`: `global_test`, or `site_histograms` where there is none.
+        scores: The headline where the run's metric is not mAP; null where it is.
         global_test: Readings on the global test set, if there is one.
         artefacts: Name -> file name in the run folder.
         left_out_sites: Site -> why it took no part.
@@ -187,6 +216,7 @@ class RunSummary:
     rejected_updates: tuple[RejectedUpdate, ...] = ()
     measured_on: Literal["global_test", "site_histograms"] = "global_test"
     global_test: GlobalTest | None = None
+    scores: Scores | None = None
     artefacts: dict[str, str] = field(default_factory=dict)
     left_out_sites: dict[str, str] = field(default_factory=dict)
     environment: str = "sim"
@@ -213,6 +243,26 @@ class RunSummary:
         _check_ascending("per_site", sorted(item.site for item in self.per_site))
         if self.measured_on == "global_test" and self.global_test is None:
             raise ValueError("measured_on is global_test, but global_test is null")
+
+    @property
+    def headline(self) -> Scores:
+        """The run's metric and its three figures, whichever metric it is."""
+        return self.scores or Scores(
+            "mAP", self.zero_shot_mAP, self.global_mAP, self.worst_site_mAP
+        )
+
+    def round_scores(self, entry: RoundSummary) -> tuple[float | None, float | None]:
+        """The run's metric in one round: overall, and of the worst site."""
+        if self.scores is None:
+            return entry.mAP, entry.worst_site_mAP
+        return entry.score, entry.worst_site_score
+
+    def site_scores(self, site: SiteSummary) -> tuple[float | None, float | None]:
+        """The run's metric at one site: before training, and of the final model."""
+        if self.scores is None:
+            return site.zero_shot_mAP, site.mAP
+        metric = self.scores.metric
+        return site.metrics.get(f"zero_shot_{metric}"), site.metrics.get(metric)
 
 
 def check_fractions(**values: float | None) -> None:

@@ -44,3 +44,10 @@ def test_the_start_and_what_was_refused_are_said() -> None:
     assert round_line(start, 10) == "round   0/10  mAP -  before training"
     refused = RECORD | {"rejected": [{"site": "site-2", "reason": "NaN"}]}
     assert round_line(refused, 10).endswith("without site-2")
+
+
+def test_the_line_names_the_metric_of_the_run() -> None:
+    record = {"round": 0, "accuracy": 0.5, "worst_site": "b", "worst_site_accuracy": 0.25}
+    line = round_line(record | {"bytes_up": {}, "rejected": []}, 3)
+    assert "accuracy 0.5000" in line
+    assert "worst b 0.2500" in line

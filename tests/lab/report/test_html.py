@@ -77,6 +77,31 @@ def test_the_headline_compares_zero_shot_federated_and_worst_site(run_folder: Pa
     ) in text
 
 
+def test_a_run_with_another_metric_has_a_report(run_folder: Path) -> None:
+    content = json.loads((run_folder / "summary.json").read_text())
+    for entry in content["per_round"]:
+        entry.update(mAP=None, worst_site_mAP=None, score=0.5, worst_site_score=0.4)
+    for value, entry in enumerate(content["per_site"]):
+        figures = {"zero_shot_accuracy": 0.2, "accuracy": 0.4 + value / 10, "rouge_l": 0.7}
+        entry.update(mAP=None, zero_shot_mAP=None, CF1=None, OF1=None, metrics=figures)
+    scores = {"metric": "accuracy", "zero_shot": 0.2, "overall": 0.5, "worst_site": 0.4}
+    change(
+        run_folder,
+        scores=scores,
+        global_mAP=None,
+        zero_shot_mAP=None,
+        global_test=None,
+        measured_on="site_histograms",
+        per_round=content["per_round"],
+        per_site=content["per_site"],
+    )
+    text = "".join(page_of(run_folder).texts)
+    assert "reaches 50.0 % accuracy on the sites' validation data: 30.0 points above" in text
+    assert "The worst site is site-1 with 40.0 %, 20.0 points above its own zero-shot" in text
+    assert "rouge_l" in text
+    assert "mAP" not in text.replace("global_mAP", "")
+
+
 def test_a_run_below_zero_shot_says_so_and_what_to_do(run_folder: Path) -> None:
     change(run_folder, zero_shot_mAP=0.66)
     text = page_of(run_folder).text

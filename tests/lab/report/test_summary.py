@@ -145,4 +145,34 @@ def test_metrics_that_could_not_be_measured_become_null() -> None:
 
 
 def test_the_schema_turns_into_plain_json(summary: Content) -> None:
-    assert json.loads(json.dumps(to_mapping(validate(summary)))) == summary | {"extra": {}}
+    plain = json.loads(json.dumps(to_mapping(validate(summary))))
+    for entry in summary["per_round"]:
+        entry.update(score=None, worst_site_score=None)
+    for entry in summary["per_site"]:
+        entry["metrics"] = {}
+    assert plain == summary | {"extra": {}, "scores": None}
+
+
+def test_the_headline_of_another_metric(summary: Content) -> None:
+    scores = {"metric": "accuracy", "zero_shot": 0.2, "overall": 0.6, "worst_site": 0.5}
+    summary |= {"scores": scores, "zero_shot_mAP": None, "global_mAP": None}
+    summary["per_round"][0].update(score=0.2, worst_site_score=0.1)
+    summary["per_site"][0]["metrics"] = {"zero_shot_accuracy": 0.3, "accuracy": 0.7}
+    read = validate(summary)
+    assert read.headline.overall == 0.6
+    assert read.round_scores(read.per_round[0]) == (0.2, 0.1)
+    assert read.site_scores(read.per_site[0]) == (0.3, 0.7)
+    assert read.site_scores(read.per_site[1]) == (None, None)
+
+
+def test_the_headline_is_map_where_nothing_else_is_said(summary: Content) -> None:
+    read = validate(summary)
+    assert read.headline.metric == "mAP"
+    assert read.headline.overall == read.global_mAP
+    assert read.site_scores(read.per_site[0])[1] == read.per_site[0].mAP
+
+
+def test_figures_beyond_one_are_refused(summary: Content) -> None:
+    summary["per_site"][0]["metrics"] = {"accuracy": 70.0}
+    with pytest.raises(SummaryError, match=r"metrics\.accuracy is 70"):
+        validate(summary)

@@ -59,7 +59,9 @@ class LinearSite:
         result = evaluate_scores(
             scores.double().numpy(), self.vy.numpy().astype(np.int8), min_cell=2, min_interval=2
         )
-        return Evaluation({"mAP": float(result.metrics.mAP)}, result.histograms.to_tensors())
+        right = ((scores > 0.5) == (self.vy > 0)).float().mean()
+        metrics = {"mAP": float(result.metrics.mAP), "accuracy": float(right)}
+        return Evaluation(metrics, result.histograms.to_tensors())
 
     def train(
         self, shared: dict[str, Tensor], round_number: int, should_stop: ShouldStop

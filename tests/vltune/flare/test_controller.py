@@ -41,6 +41,36 @@ def test_a_run_writes_down_every_round_and_its_best(tmp_path: Path, sites: Any, 
     }
 
 
+def test_another_metric_chooses_the_best_model(tmp_path: Path, sites: Any, job: Any) -> None:
+    sites()
+    asked = job()
+    asked["federation"] = {**asked["federation"], "metric": "accuracy"}
+    output = run_in_process(asked, NAMES[:2], tmp_path / "run")
+    state = state_of(output)
+    lines = [json.loads(text) for text in (output / "metrics.jsonl").read_text().splitlines()]
+    for record in state["rounds"]:
+        sent = [
+            line["value"]
+            for line in lines
+            if line.get("metric") == "accuracy" and line["round"] == record["round"]
+        ]
+        assert len(sent) == 2
+        assert record["accuracy"] == pytest.approx(sum(sent) / 2)
+        assert record["worst_site_accuracy"] == min(sent)
+        assert "mAP" not in record
+    best = max(reversed(state["rounds"]), key=lambda record: record["accuracy"])
+    assert state["best"] == {"round": best["round"], "accuracy": best["accuracy"]}
+    assert state["metric"] == "accuracy"
+
+
+def test_a_metric_that_no_site_reports_ends_the_run(tmp_path: Path, sites: Any, job: Any) -> None:
+    sites()
+    asked = job()
+    asked["federation"] = {**asked["federation"], "metric": "rouge_l"}
+    with pytest.raises(FederationError, match="no site reports; they report accuracy, mAP"):
+        run_in_process(asked, NAMES[:2], tmp_path / "run")
+
+
 def test_bytes_are_those_that_the_sites_let_out(
     tmp_path: Path, sites: Any, job: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

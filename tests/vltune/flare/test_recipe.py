@@ -68,12 +68,12 @@ def test_a_resumed_run_carries_adapter_and_round(tmp_path: Path, job: Any) -> No
 
     adapter = tmp_path / "adapter"
     write_adapter(adapter, {"a": torch.ones(2)}, {"round": 1})
-    resume = {"run_id": "run", "start_round": 1, "best_map": 0.5}
+    resume = {"run_id": "run", "start_round": 1, "best": 0.5}
     app = exported(job(), tmp_path / "jobs", resume, adapter)
     assert (app / "config/resume_adapter.safetensors").read_bytes() == adapter.read_bytes()
     server = json.loads((app / "config/config_fed_server.json").read_text())
     run = server["workflows"][0]["args"]["run"]
-    assert (run["run_id"], run["start_round"], run["best_map"]) == ("run", 1, 0.5)
+    assert (run["run_id"], run["start_round"], run["best"]) == ("run", 1, 0.5)
 
 
 @pytest.mark.parametrize("key", ["name", "method", "seed", "participant", "federation"])
