@@ -5,6 +5,7 @@ trained. A model names its shared keys; everything here is an allow-list with a 
 ways, so that a mis-spelled key is an error and not a tensor that silently trains nothing.
 """
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -159,6 +160,16 @@ def apply_shared(
     with torch.no_grad():
         for name in spec:
             state[name].copy_(tensors[name])
+
+
+def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """Hex SHA-256 over names, shapes and bytes, in sorted order."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].contiguous()
+        digest.update(f"{name}{tuple(value.shape)}".encode())
+        digest.update(value.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def update_norm(new: Mapping[str, Tensor], old: Mapping[str, Tensor]) -> float:

@@ -88,6 +88,24 @@ class TrainResult:
     seconds: float
 
 
+def round_span(
+    config: TrainingConfig, round_number: int, num_rounds: int | None
+) -> tuple[float, float]:
+    """Shares of the whole training at which a round begins and ends.
+
+    Raises:
+        ConfigError: The learning rate falls over the rounds, but their number is not known.
+    """
+    if num_rounds is None:
+        if config.schedule != "constant":
+            raise ConfigError(
+                f"training.schedule is {config.schedule}, but the job does not say num_rounds; "
+                "export the job again, or take schedule: constant"
+            )
+        return 0.0, 1.0
+    return round_number / num_rounds, (round_number + 1) / num_rounds
+
+
 def make_optimizer(parameters: list[nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
     """Build the optimiser; it starts afresh in each round, as in FedAvg."""
     if config.optimizer == "sgd":
@@ -106,6 +124,7 @@ def local_train(
     span: tuple[float, float],
     seed: int,
     should_stop: Callable[[], bool],
+    optimizer: torch.optim.Optimizer | None = None,
 ) -> TrainResult:
     """Train for `config.local_epochs` passes.
 
@@ -117,6 +136,7 @@ def local_train(
         span: Shares of the whole training at which this round begins and ends, for the schedule.
         seed: Of the order of samples and of every random draw in the model.
         should_stop: Asked before each step.
+        optimizer: Of the learner's parameters, to go on with; None starts a new one.
 
     Returns:
         Mean loss, steps, seconds.
@@ -127,7 +147,7 @@ def local_train(
     """
     began = time.perf_counter()
     parameters = learner.trainable_parameters()
-    optimizer = make_optimizer(parameters, config)
+    optimizer = optimizer or make_optimizer(parameters, config)
     generator = torch_generator(seed)
     torch.manual_seed(seed)
     losses: list[float] = []

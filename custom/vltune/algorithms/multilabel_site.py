@@ -4,7 +4,6 @@ A method supplies a function that builds its model; loading, encoding once, eval
 received and local training are the same for all of them.
 """
 
-import hashlib
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -28,11 +27,18 @@ from vltune.conditions import ConditionSet, conditions_from_mapping
 from vltune.config import ConfigError, from_mapping
 from vltune.evaluation import evaluate_scores, predict_scores
 from vltune.metrics import multilabel_metrics
-from vltune.parameters import LocalUpdate, apply_shared, personal_state, shared_state, spec_of
+from vltune.parameters import (
+    LocalUpdate,
+    apply_shared,
+    hash_tensors,
+    personal_state,
+    shared_state,
+    spec_of,
+)
 from vltune.participant import Evaluation, Handshake, ShouldStop
 from vltune.seed import derive_seed
 from vltune.site_config import SiteConfig, Split
-from vltune.training import TrainingConfig, local_train
+from vltune.training import TrainingConfig, local_train, round_span
 
 log = logging.getLogger(__name__)
 
@@ -189,7 +195,7 @@ class MultiLabelParticipant:
             num_examples=len(train.labels),
             batch_at=train.batch_at,
             config=self.job.training,
-            span=self._span(round_number),
+            span=round_span(self.job.training, round_number, self.job.num_rounds),
             seed=derive_seed(self.job.seed, self.site_name, round_number),
             should_stop=should_stop,
         )
@@ -202,18 +208,6 @@ class MultiLabelParticipant:
                 "seconds_train": result.seconds,
             },
         )
-
-    def _span(self, round_number: int) -> tuple[float, float]:
-        """Shares of all training at which a round begins and ends."""
-        num_rounds = self.job.num_rounds
-        if num_rounds is None:
-            if self.job.training.schedule != "constant":
-                raise ConfigError(
-                    f"training.schedule is {self.job.training.schedule}, but the job does not say "
-                    "num_rounds; export the job again, or take schedule: constant"
-                )
-            return 0.0, 1.0
-        return round_number / num_rounds, (round_number + 1) / num_rounds
 
     def personal_state(self) -> dict[str, Tensor]:
         """Trained tensors that stay here; none in FedMPT."""
@@ -292,13 +286,3 @@ def make_participant(
         parsed.conditions, parsed.classnames, "the job's conditions"
     )
     return MultiLabelParticipant(parsed, conditions, build_model, site, site_name)
-
-
-def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """Hex SHA-256 over names, shapes and fp32 bytes, in sorted order."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        value = tensors[name].contiguous()
-        digest.update(f"{name}{tuple(value.shape)}".encode())
-        digest.update(value.numpy().tobytes())
-    return digest.hexdigest()

@@ -1,4 +1,7 @@
-"""Weighted mean of the sites' shared tensors; what is not in order is refused, with the reason."""
+"""The sites' shared tensors to the next global ones; what is not in order is refused, with reason.
+
+A weighted mean of every tensor, or one of the ways to join LoRA's factors (`lora_modes`).
+"""
 
 from collections.abc import Mapping
 
@@ -33,12 +36,20 @@ class ValidatingAggregator(ModelAggregator):
     Args:
         weight_by: Weights of the mean.
         max_update_norm: Euclidean distance from the global model beyond which an update is refused.
+        aggregation: The job's `aggregation` (`LoraAggregation`) where the tensors are LoRA's
+            factors; None takes the weighted mean of every tensor.
     """
 
     def __init__(
-        self, weight_by: WeightBy = "num_examples", max_update_norm: float = 1000.0
+        self,
+        weight_by: WeightBy = "num_examples",
+        max_update_norm: float = 1000.0,
+        aggregation: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        self.aggregation = aggregation
+        self._lora = lora_aggregation(aggregation, weight_by)
+        self.exactness: Exactness | None = None
         self.weight_by = weight_by
         self.max_update_norm = max_update_norm
         self._updates: dict[str, LocalUpdate] = {}
@@ -110,7 +121,11 @@ class ValidatingAggregator(ModelAggregator):
             raise RejectedUpdateError(f"{site}: expected full shared tensors")
 
     def _check_values(self, site: str, update: LocalUpdate) -> None:
-        check_shared(spec_of(self._global), update.tensors, site)
+        reference, _ = split_residual(self._global)
+        if self._lora is None:
+            check_shared(spec_of(self._global), update.tensors, site)
+        else:
+            LoraContract(self._lora.description, reference).check(site, update.tensors)
         if update.num_examples < 1:
             raise RejectedUpdateError(f"{site}: num_examples is {update.num_examples}, not >= 1")
         announced = self._announced.get(site, update.num_examples)
@@ -118,7 +133,10 @@ class ValidatingAggregator(ModelAggregator):
             raise RejectedUpdateError(
                 f"{site}: num_examples is {update.num_examples}, but it announced {announced}"
             )
-        norm = update_norm(update.tensors, self._global)
+        sent = update.tensors
+        if self._lora is not None and self._lora.description.has_mixed_ranks:
+            sent = at_ranks_of(reference, sent)
+        norm = update_norm(sent, reference)
         if norm > self.max_update_norm:
             raise RejectedUpdateError(
                 f"{site}: the update's norm is {norm:.6g}, max_update_norm is "
@@ -131,10 +149,26 @@ class ValidatingAggregator(ModelAggregator):
         return {site: self._updates[site] for site in sorted(self._updates)}
 
     def average(self) -> dict[str, Tensor]:
-        """The weighted mean of the accepted updates, fp32; without any, the global model itself."""
+        """The next global model, fp32; without any update, the global model itself.
+
+        With an `aggregation` it may hold a residual too, and `exactness` says how far its product
+        is from the mean of the sites' products.
+        """
         updates = self.accepted
+        self.exactness = None
         if not updates:
             return dict(self._global)
+        if self._lora is not None:
+            reference, residual = split_residual(self._global)
+            joined = aggregate(
+                self._lora,
+                {site: update.tensors for site, update in updates.items()},
+                {site: update.num_examples for site, update in updates.items()},
+                reference,
+                residual,
+            )
+            self.exactness = joined.exactness
+            return joined.tensors | joined.residual
         return weighted_mean(
             [update.tensors for update in updates.values()],
             [u.num_examples if self.weight_by == "num_examples" else 1 for u in updates.values()],
@@ -152,6 +186,17 @@ class ValidatingAggregator(ModelAggregator):
     def reset_stats(self) -> None:
         """Forget the round's updates."""
         self._updates = {}
+
+
+def lora_aggregation(
+    aggregation: Mapping[str, Any] | None, weight_by: WeightBy
+) -> LoraAggregation | None:
+    """Read the job's `aggregation`; the federation's `weight_by` holds for it too."""
+    if aggregation is None:
+        return None
+    return from_mapping(
+        LoraAggregation, {**aggregation, "weight_by": weight_by}, "the job's aggregation"
+    )
 
 
 def weighted_mean(updates: list[dict[str, Tensor]], weights: list[int]) -> dict[str, Tensor]:

@@ -1,0 +1,81 @@
+"""How well a vision-language model answers a split: generated text and preferences."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vltune.algorithms.encoded_records import EncodedRecords
+from vltune.text_metrics import preference_accuracy, text_metrics
+
+
+class Answerer(Protocol):
+    """What is needed of a backbone."""
+
+    def answer(
+        self, image_tokens: Tensor, prompts: Sequence[str], *, max_tokens: int
+    ) -> list[str]:
+        """Generate greedily."""
+
+    def log_likelihood(
+        self, image_tokens: Tensor, prompts: Sequence[str], answers: Sequence[str]
+    ) -> Tensor:
+        """Summed log p of each answer, (B,)."""
+
+
+@torch.inference_mode()
+def generate(
+    model: Answerer, split: EncodedRecords, *, batch_size: int, max_tokens: int
+) -> list[str]:
+    """The model's own answer to every record, in their order."""
+    texts: list[str] = []
+    for indices in torch.arange(len(split)).split(batch_size):
+        batch = split.batch_at(indices)
+        texts += model.answer(batch.image_tokens, batch.prompts, max_tokens=max_tokens)
+    return texts
+
+
+@torch.inference_mode()
+def preferences(model: Answerer, split: EncodedRecords, *, batch_size: int) -> float | None:
+    """Share of the pairs whose chosen answer is the likelier one; None without pairs."""
+    rows = [index for index, record in enumerate(split.records) if record.rejected is not None]
+    if not rows:
+        return None
+    chosen, rejected = [], []
+    for indices in torch.tensor(rows).split(batch_size):
+        batch = split.batch_at(indices)
+        worse = [text for text in batch.rejected if text is not None]
+        for answers, found in ((batch.answers, chosen), (worse, rejected)):
+            found.append(model.log_likelihood(batch.image_tokens, batch.prompts, answers))
+    return preference_accuracy(_joined(chosen), _joined(rejected))
+
+
+def measure_answers(
+    model: Answerer, split: EncodedRecords, *, batch_size: int, max_tokens: int
+) -> dict[str, float]:
+    """Documented metrics of one split: accuracy, token_f1, rouge_l and what else it allows.
+
+    `soft_accuracy` where a record has several accepted answers, `preference_accuracy` where one has
+    a rejected answer.
+    """
+    texts = generate(model, split, batch_size=batch_size, max_tokens=max_tokens)
+    accepted = [record.answers for record in split.records]
+    result = text_metrics(texts, accepted)
+    metrics = {
+        "accuracy": result.exact_match,
+        "token_f1": result.token_f1,
+        "rouge_l": result.rouge_l,
+    }
+    if any(len(answers) > 1 for answers in accepted):
+        metrics["soft_accuracy"] = result.soft_accuracy
+    preferred = preferences(model, split, batch_size=batch_size)
+    if preferred is not None:
+        metrics["preference_accuracy"] = preferred
+    return metrics
+
+
+def _joined(parts: list[Tensor]) -> np.ndarray:
+    joined: np.ndarray = torch.cat(parts).double().numpy()
+    return joined

@@ -1,0 +1,310 @@
+"""One site's part of any run that tunes a vision-language model by LoRA, without FLARE.
+
+Which factors leave the site, stay, or are never trained is the aggregation mode's to say
+(`lora_modes`). What stays is kept as `personal_state`: personal factors and what the optimiser
+remembers. Random draws need no memory: each round's seed follows from run, site and round.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+
+from vltune import __version__
+from vltune.algorithms.answer_data import load_answer_data
+from vltune.algorithms.answer_metrics import Answerer, measure_answers
+from vltune.algorithms.encoded_records import AnswerBatch, EncodedRecords, TokenCache, VisionTower
+from vltune.config import ConfigError
+from vltune.files import sha256_json
+from vltune.lora import add_lora, read_factors, set_residual, train_factors, write_factors
+from vltune.lora_export import export_peft
+from vltune.lora_factors import Kind, LoraSettings
+from vltune.lora_modes import LoraAggregation
+from vltune.lora_residual import split_residual
+from vltune.optimizer_state import PREFIX, load_optimizer_tensors, optimizer_tensors
+from vltune.parameters import LocalUpdate, hash_tensors, spec_of
+from vltune.participant import Evaluation, Handshake, ShouldStop
+from vltune.seed import derive_seed
+from vltune.site_config import AnswerSiteConfig
+from vltune.training import (
+    TrainingConfig,
+    TrainingStopped,
+    local_train,
+    make_optimizer,
+    round_span,
+)
+
+log = logging.getLogger(__name__)
+
+EXPORT_FOLDER = "peft_adapter"
+
+
+class TunableBackbone(VisionTower, Answerer, Protocol):
+    """A vision-language model whose language part takes LoRA."""
+
+    model: nn.Module
+    name: str
+    lora_scope: str
+
+    def loss(
+        self, image_tokens: Tensor, prompts: Sequence[str], answers: Sequence[str]
+    ) -> Tensor:
+        """Mean negative log-likelihood of each answer's tokens, (B,), nats."""
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text, start and end included."""
+
+
+Objective = Callable[[AnswerBatch], Tensor]
+ObjectiveBuilder = Callable[[TunableBackbone, PeftModel, EncodedRecords], Objective]
+
+
+@dataclass(frozen=True)
+class LoraJob:
+    """The part of a job that a site needs; the rest is for the server.
+
+    Attributes:
+        seed: Run seed.
+        lora: Rank, scale and target; an empty target is the backbone's own.
+        aggregation: Which factors travel, and how the server joins them.
+        training: Optimiser and local schedule.
+        num_rounds: The federation's, which a learning rate that falls over the rounds needs.
+        keep_optimizer: Go on with the optimiser of the last round; False starts a new one each.
+        warm_up_epochs: A site that trains its personal factors for the first time when others have
+            trained already does so for this long before it trains what it sends.
+        max_answer_tokens: Longest generated answer.
+        batch_size: Records a pass while measuring, and images a pass through the vision tower.
+    """
+
+    seed: int
+    lora: LoraSettings
+    aggregation: LoraAggregation
+    training: TrainingConfig
+    num_rounds: int | None = None
+    keep_optimizer: bool = True
+    warm_up_epochs: int = 1
+    max_answer_tokens: int = 24
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        if self.warm_up_epochs < 0 or min(self.max_answer_tokens, self.batch_size) < 1:
+            raise ConfigError(
+                "expected warm_up_epochs >= 0 and max_answer_tokens and batch_size >= 1, got "
+                f"{self.warm_up_epochs}, {self.max_answer_tokens} and {self.batch_size}"
+            )
+
+
+class LoraParticipant:
+    """One site's part of a run.
+
+    Args:
+        job: What to train.
+        load_backbone: Loads the frozen model; called once.
+        objective: Backbone, its LoRA and the training records -> loss of a batch.
+        site: Where the site's data are.
+        site_name: FLARE name.
+        state_dir: Where the site keeps what must survive a restart.
+    """
+
+    def __init__(
+        self,
+        job: LoraJob,
+        load_backbone: Callable[[], TunableBackbone],
+        objective: ObjectiveBuilder,
+        site: AnswerSiteConfig,
+        site_name: str,
+        state_dir: Path,
+    ) -> None:
+        self.job, self.site, self.site_name, self.state_dir = job, site, site_name, state_dir
+        self.mode = job.aggregation.description
+        self._load_backbone, self._objective = load_backbone, objective
+        self._told_zero_shot = self._has_trained = False
+        self._optimizer: torch.optim.Optimizer | None = None
+        self._residual: dict[str, Tensor] = {}
+
+    def prepare(self, should_stop: ShouldStop) -> Handshake:
+        """Load model and data, encode each image once, put LoRA on."""
+        began = time.perf_counter()
+        backbone = self.backbone = self._load_backbone()
+        cache = TokenCache(self.site.cache_dir, backbone)
+
+        def already_read(digest: bytes) -> bool:
+            if should_stop():
+                raise TrainingStopped("stopped while reading images")
+            return cache.holds(digest)
+
+        data = load_answer_data(self.site, already_read=already_read)
+        self.train_split, self.validation_split = (
+            cache.encode(part, batch_size=self.job.batch_size, should_stop=should_stop)
+            for part in (data.train, data.validation)
+        )
+        settings = self.job.lora
+        if not settings.target:
+            settings = replace(settings, target=backbone.lora_scope)
+        self.settings = settings
+        seed = derive_seed(self.job.seed, "", 0, "lora")
+        self.lora = add_lora(backbone.model, settings, seed, allowed=backbone.lora_scope)
+        train_factors(self.lora, self._trained_kinds)
+        self.loss = self._objective(backbone, self.lora, self.train_split)
+        initial = read_factors(self.lora, self.mode.shared)
+        log.info("ready in %.1f s", time.perf_counter() - began)
+        return Handshake(
+            spec=spec_of(initial),
+            initial=initial,
+            initial_hash=hash_tensors(initial),
+            num_examples=len(self.train_split),
+            num_validation=len(self.validation_split),
+            facts={
+                "vltune": __version__,
+                "backbone": backbone.fingerprint,
+                "preprocessing": backbone.preprocess_fingerprint,
+                "adapter": sha256_json([asdict(settings), asdict(self.job.aggregation)]),
+            },
+        )
+
+    def evaluate(self, shared: dict[str, Tensor]) -> Evaluation:
+        """Measure the received factors with the site's own ones on its validation records."""
+        metrics = {}
+        if not self._told_zero_shot:
+            self._told_zero_shot = True
+            with self.lora.disable_adapter():
+                set_residual(self.lora, {}, self.settings)
+                metrics["zero_shot_accuracy"] = self._measure()["accuracy"]
+        self._receive(shared)
+        return Evaluation(metrics | self._measure())
+
+    def train(
+        self, shared: dict[str, Tensor], round_number: int, should_stop: ShouldStop
+    ) -> LocalUpdate:
+        """Train one round from the received factors and the site's own ones.
+
+        A site whose personal factors are at their seeded start while others have trained for some
+        rounds trains those alone first, or its first update would pull the others towards a start
+        that they have left.
+        """
+        self._receive(shared)
+        seed = derive_seed(self.job.seed, self.site_name, round_number)
+        metrics = {}
+        if self.mode.personal and round_number > 0 and not self._has_trained:
+            metrics["steps_warm_up"] = float(self._warm_up(seed, should_stop))
+        self.lora.train()
+        optimizer = self._optimizer_for_round()
+        result = local_train(
+            self,
+            num_examples=len(self.train_split),
+            batch_at=self.train_split.batch_at,
+            config=self.job.training,
+            span=round_span(self.job.training, round_number, self.job.num_rounds),
+            seed=seed,
+            should_stop=should_stop,
+            optimizer=optimizer,
+        )
+        self._has_trained = True
+        return LocalUpdate(
+            tensors=read_factors(self.lora, self.mode.shared),
+            num_examples=len(self.train_split),
+            metrics={
+                **metrics,
+                "loss": result.loss,
+                "steps": float(result.steps),
+                "seconds_train": result.seconds,
+            },
+        )
+
+    def finish(self, shared: dict[str, Tensor]) -> None:
+        """Write the site's final model, its own factors included, as a PEFT adapter folder."""
+        self._receive(shared)
+        folder = self.state_dir / EXPORT_FOLDER
+        export_peft(
+            read_factors(self.lora), self.settings, self.backbone.name, folder, self._residual
+        )
+        log.info("the adapter of this site is in its state folder, %s", EXPORT_FOLDER)
+
+    def personal_state(self) -> dict[str, Tensor]:
+        """The site's own factors and what its optimiser remembers; empty before any training."""
+        if not self._has_trained:
+            return {}
+        kept = read_factors(self.lora, self.mode.personal) if self.mode.personal else {}
+        if self._optimizer is not None:
+            kept |= optimizer_tensors(self._optimizer, self._trained_names())
+        return kept
+
+    def load_personal_state(self, tensors: dict[str, Tensor]) -> None:
+        """Restore what `personal_state` returned."""
+        memory = {name: value for name, value in tensors.items() if name.startswith(PREFIX)}
+        own = {name: value for name, value in tensors.items() if name not in memory}
+        if self.mode.personal:
+            write_factors(self.lora, own, self.mode.personal)
+        if self.job.keep_optimizer:
+            self._optimizer = make_optimizer(self.trainable_parameters(), self.job.training)
+            load_optimizer_tensors(self._optimizer, self._trained_names(), memory)
+        self._has_trained = True
+
+    def shared_keys(self) -> frozenset[str]:
+        """Wire names of the factors that leave the site."""
+        return frozenset(read_factors(self.lora, self.mode.shared))
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """What the optimiser moves, shared and personal, in the order of their names."""
+        return [parameter for _, parameter in self._trained()]
+
+    @property
+    def _trained_kinds(self) -> frozenset[Kind]:
+        return self.mode.shared | self.mode.personal
+
+    def _trained(self) -> list[tuple[str, nn.Parameter]]:
+        return sorted(
+            (name, value) for name, value in self.lora.named_parameters() if value.requires_grad
+        )
+
+    def _trained_names(self) -> list[str]:
+        return [name for name, _ in self._trained()]
+
+    def _receive(self, shared: dict[str, Tensor]) -> None:
+        factors, self._residual = split_residual(shared)
+        write_factors(self.lora, factors, self.mode.shared)
+        set_residual(self.lora, self._residual, self.settings)
+
+    def _optimizer_for_round(self) -> torch.optim.Optimizer:
+        if self._optimizer is None or not self.job.keep_optimizer:
+            self._optimizer = make_optimizer(self.trainable_parameters(), self.job.training)
+        return self._optimizer
+
+    def _warm_up(self, seed: int, should_stop: ShouldStop) -> int:
+        """Train the personal factors alone; returns the number of steps."""
+        if not self.job.warm_up_epochs:
+            return 0
+        train_factors(self.lora, self.mode.personal)
+        self.lora.train()
+        try:
+            result = local_train(
+                self,
+                num_examples=len(self.train_split),
+                batch_at=self.train_split.batch_at,
+                config=replace(
+                    self.job.training,
+                    local_epochs=self.job.warm_up_epochs,
+                    schedule="constant",
+                ),
+                span=(0.0, 1.0),
+                seed=derive_seed(seed, self.site_name, 0, "warm-up"),
+                should_stop=should_stop,
+            )
+        finally:
+            train_factors(self.lora, self._trained_kinds)
+        return result.steps
+
+    def _measure(self) -> dict[str, float]:
+        self.lora.eval()
+        return measure_answers(
+            self.backbone,
+            self.validation_split,
+            batch_size=self.job.batch_size,
+            max_tokens=self.job.max_answer_tokens,
+        )
