@@ -40,6 +40,17 @@ def pad_factors(factors: Factors, rank: int) -> Factors:
     return Factors(pad(factors.a, (0, 0, 0, missing)), pad(factors.b, (0, missing)))
 
 
+def padded(tensors: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Pad both factors of every module to the ranks of `reference`, all by wire name.
+
+    Raises:
+        LoraError: A module has a larger rank than the reference.
+    """
+    ranks = {m: pair.rank for m, pair in pair_factors(reference, "the reference").items()}
+    pairs = pair_factors(tensors, "the update")
+    return name_factors({m: pad_factors(pair, ranks[m]) for m, pair in pairs.items()})
+
+
 def truncate_factors(tensors: Mapping[str, Tensor], rank: int) -> Truncated:
     """Cut the global factors to a site's rank: the first rows of A, the first columns of B.
 

@@ -52,6 +52,15 @@ def name_residual(module: str, sides: Mapping[str, Tensor]) -> dict[str, Tensor]
     return {f"{WIRE_PREFIX}{module}.residual{side}.weight": sides[side] for side in sorted(sides)}
 
 
+def split_residual(
+    tensors: Mapping[str, Tensor],
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What the server sends: the shared tensors, and the residual, both by wire name and sorted."""
+    is_residual = {name: _RESIDUAL.fullmatch(name) is not None for name in sorted(tensors)}
+    shared = {name: tensors[name] for name, found in is_residual.items() if not found}
+    return shared, {name: tensors[name] for name, found in is_residual.items() if found}
+
+
 def read_residual(tensors: Mapping[str, Tensor], source: str) -> dict[str, Factors]:
     """The residual of each module as factors; a dense one gets an identity beside it.
 

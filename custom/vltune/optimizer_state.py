@@ -12,9 +12,7 @@ class OptimizerStateError(ValueError):
     """Kept tensors are not the memory of this optimiser; the message names the first difference."""
 
 
-def optimizer_tensors(
-    optimizer: torch.optim.Optimizer, names: Sequence[str]
-) -> dict[str, Tensor]:
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> dict[str, Tensor]:
     """Copy what the optimiser remembers of each parameter.
 
     Args:

@@ -30,6 +30,8 @@ class Handshake:
         num_validation: Validation images.
         facts: What must agree between sites: backbone and preprocessing fingerprints, class-list
             hash, condition hash, package version.
+        own_spec: Names and shapes of what this site sends after training where they are smaller
+            than `spec` (LoRA of a lower rank); it does not travel. None: those of `spec`.
     """
 
     spec: SharedSpec
@@ -38,6 +40,7 @@ class Handshake:
     num_examples: int
     num_validation: int
     facts: dict[str, str]
+    own_spec: SharedSpec | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,9 @@ class Participant(Protocol):
         Raises:
             TrainingStopped: `should_stop` returned True.
         """
+
+    def finish(self, shared: dict[str, Tensor]) -> None:
+        """The run is over and these are its last shared tensors: keep what the site wants to use."""
 
     def personal_state(self) -> dict[str, Tensor]:
         """Tensors that stay at the site and must survive a restart."""

@@ -14,9 +14,7 @@ from vltune.text_metrics import preference_accuracy, text_metrics
 class Answerer(Protocol):
     """What is needed of a backbone."""
 
-    def answer(
-        self, image_tokens: Tensor, prompts: Sequence[str], *, max_tokens: int
-    ) -> list[str]:
+    def answer(self, image_tokens: Tensor, prompts: Sequence[str], *, max_tokens: int) -> list[str]:
         """Generate greedily."""
 
     def log_likelihood(

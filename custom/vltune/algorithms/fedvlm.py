@@ -143,9 +143,7 @@ def build_participant(
     parsed = from_mapping(LoraJob, known, "the job")
     answers = require_answers(site)
 
-    def objective(
-        backbone: TunableBackbone, lora: PeftModel, records: EncodedRecords
-    ) -> Objective:
+    def objective(backbone: TunableBackbone, lora: PeftModel, records: EncodedRecords) -> Objective:
         if config.objective.name == "dpo":
             return DpoObjective(backbone, lora, records, config.objective.beta)
         return lambda batch: sft_loss(backbone, batch)

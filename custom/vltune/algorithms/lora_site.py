@@ -52,9 +52,7 @@ class TunableBackbone(VisionTower, Answerer, Protocol):
     name: str
     lora_scope: str
 
-    def loss(
-        self, image_tokens: Tensor, prompts: Sequence[str], answers: Sequence[str]
-    ) -> Tensor:
+    def loss(self, image_tokens: Tensor, prompts: Sequence[str], answers: Sequence[str]) -> Tensor:
         """Mean negative log-likelihood of each answer's tokens, (B,), nats."""
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:

@@ -209,6 +209,9 @@ class MultiLabelParticipant:
             },
         )
 
+    def finish(self, shared: dict[str, Tensor]) -> None:
+        """The global adapter is all there is; the server keeps it."""
+
     def personal_state(self) -> dict[str, Tensor]:
         """Trained tensors that stay here; none in FedMPT."""
         model, _, _ = self._ready()

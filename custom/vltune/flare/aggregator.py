@@ -4,6 +4,7 @@ A weighted mean of every tensor, or one of the ways to join LoRA's factors (`lor
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from nvflare.apis.fl_context import FLContext
@@ -13,9 +14,16 @@ from nvflare.app_common.aggregators.model_aggregator import ModelAggregator
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 from torch import Tensor
 
+from vltune.config import from_mapping
 from vltune.flare.exchange import ExchangeError, read_update, to_arrays
 from vltune.flare.federation import WeightBy
 from vltune.histograms import HistogramError
+from vltune.lora_aggregation import aggregate
+from vltune.lora_contract import LoraContract
+from vltune.lora_exactness import Exactness
+from vltune.lora_modes import LoraAggregation
+from vltune.lora_ranks import padded
+from vltune.lora_residual import split_residual
 from vltune.parameters import LocalUpdate, ParameterError, check_shared, spec_of, update_norm
 
 META_SITE = "client_name"
@@ -135,7 +143,7 @@ class ValidatingAggregator(ModelAggregator):
             )
         sent = update.tensors
         if self._lora is not None and self._lora.description.has_mixed_ranks:
-            sent = at_ranks_of(reference, sent)
+            sent = padded(sent, reference)
         norm = update_norm(sent, reference)
         if norm > self.max_update_norm:
             raise RejectedUpdateError(
@@ -162,9 +170,9 @@ class ValidatingAggregator(ModelAggregator):
             reference, residual = split_residual(self._global)
             joined = aggregate(
                 self._lora,
+                reference,
                 {site: update.tensors for site, update in updates.items()},
                 {site: update.num_examples for site, update in updates.items()},
-                reference,
                 residual,
             )
             self.exactness = joined.exactness

@@ -4,7 +4,7 @@ import logging
 import secrets
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from nvflare.apis.analytix import ANALYTIC_EVENT_TYPE, AnalyticsDataType
@@ -43,6 +43,7 @@ from vltune.flare.round_record import (
     training,
 )
 from vltune.flare.run_log import RunLog
+from vltune.lora_residual import split_residual
 from vltune.parameters import spec_of
 
 log = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ class RunConfig:
         run_id: Under which sites keep their state; empty makes a new one.
         start_round: Rounds behind the adapter that a resumed run continues from.
         best: Metric of the best global model so far, -1 for none.
+        facts: What each site's handshake must say, such as the hash of the job's class list.
     """
 
     name: str
@@ -67,6 +69,7 @@ class RunConfig:
     run_id: str = ""
     start_round: int = 0
     best: float = -1.0
+    facts: dict[str, str] = field(default_factory=dict)
 
 
 class FederationController(Controller):
@@ -187,8 +190,10 @@ class FederationController(Controller):
         live.run_log.update(
             left_out=failed, bytes_prepare={"up": answers.bytes_up, "down": answers.bytes_down}
         )
-        required = spec_of(loaded) if loaded else None
-        roll_call = compare_sites(handshakes, failed, self._config.min_sites, required)
+        required = spec_of(split_residual(loaded)[0]) if loaded else None
+        roll_call = compare_sites(
+            handshakes, failed, self._config.min_sites, required, self._run.facts
+        )
         for site, reason in sorted(roll_call.left_out.items()):
             log.error("%s does not take part: %s", site, reason)
         live.run_log.update(**describe_roll_call(roll_call, handshakes, answers))
@@ -222,7 +227,7 @@ class FederationController(Controller):
         answers.seconds = time.monotonic() - began
         live.run_log.phase("rounds", answers.seconds)
         self._record(round_number, measured, live)
-        self._trained = training(measured, answers, rejected)
+        self._trained = training(measured, answers, rejected, self._aggregator.exactness)
         live.run_log.site_metrics(round_number + 1, "train", _halves(measured, 1))
         live.run_log.update(last_training=self._trained)
         return mean

@@ -31,7 +31,7 @@ TASK_TRAIN = "train"
 TASK_VALIDATE = "validate"
 TASKS = (TASK_PREPARE, TASK_TRAIN, TASK_VALIDATE)
 
-TRAIN_METRICS = frozenset({"loss", "steps", "seconds_train", "seconds_task"})
+TRAIN_METRICS = frozenset({"loss", "steps", "steps_warm_up", "seconds_train", "seconds_task"})
 VALIDATION_METRICS = frozenset(
     {
         "mAP",
@@ -57,7 +57,9 @@ SITE_HISTOGRAMS = frozenset(
 )
 """Wire names of `vltune.histograms.ScoreHistograms`, flat int32 counts."""
 
-SITE_FACTS = frozenset({"vltune", "backbone", "preprocessing", "class_list", "conditions"})
+SITE_FACTS = frozenset(
+    {"vltune", "backbone", "preprocessing", "class_list", "conditions", "adapter"}
+)
 """Facts of the handshake, strings that must agree between sites."""
 
 HANDSHAKE_KEYS = frozenset({"spec", "initial_hash", "num_examples", "num_validation", "facts"})

@@ -125,13 +125,15 @@ class ParticipantExecutor(Executor):
         began = time.perf_counter()
         round_number = round_of(shareable)
         participant, handshake = self._ready(shareable, fl_ctx, round_number, should_stop)
-        fl_ctx.set_prop(SPEC_PROPERTY, dict(handshake.spec), private=True, sticky=True)
+        own = handshake.spec if task_name == TASK_PREPARE else handshake.own_spec
+        fl_ctx.set_prop(SPEC_PROPERTY, dict(own or handshake.spec), private=True, sticky=True)
         if task_name == TASK_PREPARE:
             seconds = {"seconds_prepare": time.perf_counter() - began}
             return handshake_reply(handshake, seconds)
         shared = to_tensors(FLModelUtils.from_shareable(shareable).params, "the server")
         evaluation = self._evaluate(participant, shared)
         if task_name == TASK_VALIDATE:
+            participant.finish(shared)
             self._stream(evaluation.metrics, round_number, fl_ctx)
             return evaluation_reply(evaluation, round_number)
         if should_stop():

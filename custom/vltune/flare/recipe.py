@@ -21,8 +21,9 @@ from nvflare.job_config.defs import FilterType
 from nvflare.recipe.spec import Recipe
 
 import vltune
+from vltune.conditions import class_list_hash
 from vltune.config import ConfigError, from_mapping, to_mapping
-from vltune.flare.aggregator import ValidatingAggregator
+from vltune.flare.aggregator import ValidatingAggregator, lora_aggregation
 from vltune.flare.controller import FederationController, RunConfig
 from vltune.flare.exchange import TASKS
 from vltune.flare.executor import JOB_FILE, ParticipantExecutor
@@ -39,6 +40,12 @@ def site_job(job: Mapping[str, Any]) -> dict[str, Any]:
     """What sites are told: all but the server's business, and how many rounds there are."""
     told = {key: value for key, value in job.items() if key not in _SITE_KEYS_NOT_SENT}
     return told | {"num_rounds": job["federation"]["rounds"]}
+
+
+def job_facts(job: Mapping[str, Any]) -> dict[str, str]:
+    """What the server holds each site's handshake against: the hash of the job's class list."""
+    names = job.get("classnames")
+    return {"class_list": class_list_hash(names)} if names else {}
 
 
 class FederatedRecipe(Recipe):
@@ -68,8 +75,14 @@ class FederatedRecipe(Recipe):
         if (resume is None) != (resume_adapter is None):
             raise ConfigError("a resumed run needs both its record and its adapter")
         self.federation = from_mapping(FederationConfig, job["federation"], "the job's federation")
+        self.aggregation = job.get("aggregation")
+        lora_aggregation(self.aggregation, self.federation.weight_by)  # a wrong key ends here
         self.run_config = RunConfig(
-            name=job["name"], method=job["method"], seed=job["seed"], **(resume or {})
+            name=job["name"],
+            method=job["method"],
+            seed=job["seed"],
+            facts=job_facts(job),
+            **(resume or {}),
         )
         # The copies live until the export has copied them on.
         self._folder = Path(tempfile.mkdtemp(prefix="vltune-export-"))
@@ -84,7 +97,11 @@ class FederatedRecipe(Recipe):
         run, federation = asdict(self.run_config), to_mapping(self.federation)
         fed_job.to_server(FederationController(federation=federation, run=run), id="controller")
         fed_job.to_server(
-            ValidatingAggregator(self.federation.weight_by, self.federation.max_update_norm),
+            ValidatingAggregator(
+                self.federation.weight_by,
+                self.federation.max_update_norm,
+                self.aggregation,
+            ),
             id="aggregator",
         )
         facts = {"name": self.run_config.name, "method": self.run_config.method}

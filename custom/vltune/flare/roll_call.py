@@ -36,6 +36,7 @@ def compare_sites(
     failed: Mapping[str, str],
     min_sites: int,
     required: SharedSpec | None = None,
+    facts: Mapping[str, str] | None = None,
 ) -> RollCall:
     """Keep the largest group of sites that agree in every point; name what the others differ in.
 
@@ -44,6 +45,7 @@ def compare_sites(
         failed: Site -> why it showed nothing.
         min_sites: Fewest sites to go on with.
         required: Shared tensors of the adapter that the run continues from, if any.
+        facts: What the job itself says of them, such as the hash of its class list.
 
     Raises:
         FederationError: Two groups are equally large, or fewer than `min_sites` agree.
@@ -51,7 +53,7 @@ def compare_sites(
     left_out = dict(failed)
     groups: dict[str, list[str]] = defaultdict(list)
     for site in sorted(handshakes):
-        reason = _unusable(handshakes[site], required)
+        reason = _unusable(handshakes[site], required, facts or {})
         if reason:
             left_out[site] = reason
         else:
@@ -113,14 +115,19 @@ def _short(text: str) -> str:
     return text[:SHOWN_HASH] + "..." if is_hash else text
 
 
-def _unusable(handshake: Handshake, required: SharedSpec | None) -> str:
+def _unusable(handshake: Handshake, required: SharedSpec | None, facts: Mapping[str, str]) -> str:
     if handshake.num_examples < 1:
         return "has no training images"
     if required is not None:
         difference = describe_difference(required, handshake.spec)
         if difference:
             return f"does not fit the adapter that the run continues from: {difference}"
-    return ""
+    other = [
+        f"{name} is {_short(handshake.facts.get(name, 'nothing'))}, the job's is {_short(value)}"
+        for name, value in sorted(facts.items())
+        if handshake.facts.get(name) != value
+    ]
+    return f"works on another job: {', '.join(other)}" if other else ""
 
 
 def _fingerprint(handshake: Handshake) -> str:

@@ -18,6 +18,7 @@ from vltune.flare.federation import METRICS, FederationError
 from vltune.flare.inquiry import Answers
 from vltune.flare.roll_call import RollCall
 from vltune.histograms import HistogramError, ScoreHistograms, mean_average_precision_from
+from vltune.lora_exactness import Exactness
 from vltune.participant import Handshake
 
 MAP = "mAP"
@@ -87,10 +88,22 @@ def measurement(
 
 
 def training(
-    measured: Mapping[str, Measured], answers: Answers, rejected: Mapping[str, str]
+    measured: Mapping[str, Measured],
+    answers: Answers,
+    rejected: Mapping[str, str],
+    exactness: Exactness | None = None,
 ) -> dict[str, Any]:
     """Figures of one round of training; they stand in the record of the model that came of it."""
+    known = (
+        {}
+        if exactness is None
+        else {
+            "exactness_error": exactness.overall,
+            "exactness_by_module": exactness.per_module,
+        }
+    )
     return {
+        **known,
         LOSS: _mean_loss(measured.values()),
         "seconds": round(answers.seconds, 4),
         "overhead_seconds": _overhead(measured.values(), answers.seconds),

@@ -20,7 +20,10 @@ ADAPTERS = "adapters"
 MAP = "mAP"
 MULTI_LABEL = (MAP, "CF1", "OF1")
 FINAL_ADAPTER = "global_adapter.safetensors"
-_TRAINING = ("loss", "seconds", "overhead_seconds", "sites", "bytes_up", "bytes_down", "rejected")
+_TRAINING = (
+    *("loss", "seconds", "overhead_seconds", "sites", "bytes_up", "bytes_down", "rejected"),
+    *("exactness_error", "exactness_by_module"),
+)
 _EXTRA = ("run_id", "best", "facts", "bytes_prepare", "bytes_validate")
 _PACKAGES = ("vltune", "nvflare", "torch", "torchvision", "open_clip_torch", "numpy")
 
@@ -219,6 +222,7 @@ def _round(record: Mapping[str, Any], metric: str) -> dict[str, Any]:
         "bytes_up": sum(record["bytes_up"].values()),
         "bytes_down": sum(record["bytes_down"].values()),
         "rejected": len(record["rejected"]),
+        "exactness_error": record.get("exactness_error"),
     }
 
 

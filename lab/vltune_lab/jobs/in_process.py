@@ -33,7 +33,7 @@ from vltune.flare.federation import FederationConfig, FederationError
 from vltune.flare.filters import SharedOnlyFilter
 from vltune.flare.inquiry import Answers, Live
 from vltune.flare.persistor import AdapterPersistor, run_folder
-from vltune.flare.recipe import site_job
+from vltune.flare.recipe import job_facts, site_job
 from vltune.flare.run_log import STATE_FILE
 
 JOB_ID = "in_process"
@@ -174,11 +174,15 @@ def _server(
     config = from_mapping(FederationConfig, job["federation"], "the job's federation")
     facts = {"name": job["name"], "method": job["method"]}
     persistor = AdapterPersistor(run.pop("resume_file", ""), facts)
-    controller = FederationController(to_mapping(config), {**facts, "seed": job["seed"], **run})
+    controller = FederationController(
+        to_mapping(config), {**facts, "seed": job["seed"], "facts": job_facts(job), **run}
+    )
     engine = Engine(
         make_workspace(folder, "server"),
         sites,
-        aggregator=ValidatingAggregator(config.weight_by, config.max_update_norm),
+        aggregator=ValidatingAggregator(
+            config.weight_by, config.max_update_norm, job.get("aggregation")
+        ),
         persistor=persistor,
     )
     return controller, make_context(engine, "server")

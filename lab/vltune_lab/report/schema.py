@@ -26,6 +26,8 @@ class RoundSummary:
         bytes_up: Sent by all sites together.
         bytes_down: Sent to all sites together.
         rejected: Updates that the server refused.
+        exactness_error: How far the joined LoRA is from the mean of the sites' products, relative;
+            null where the server cannot tell.
         score: The run's metric where that is not mAP; see `Scores`.
         worst_site_score: Its lowest value at one site.
     """
@@ -39,6 +41,7 @@ class RoundSummary:
     bytes_up: int
     bytes_down: int
     rejected: int
+    exactness_error: float | None = None
     score: float | None = None
     worst_site_score: float | None = None
 
@@ -51,6 +54,7 @@ class RoundSummary:
             bytes_up=self.bytes_up,
             bytes_down=self.bytes_down,
             rejected=self.rejected,
+            exactness_error=self.exactness_error,
         )
 
 
