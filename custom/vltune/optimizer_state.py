@@ -1,4 +1,4 @@
-"""An optimiser's memory as named tensors, so that a site can keep it beside its personal tensors."""
+"""An optimiser's memory as named tensors, which a site keeps beside its personal tensors."""
 
 from collections.abc import Mapping, Sequence
 

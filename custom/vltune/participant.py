@@ -75,7 +75,7 @@ class Participant(Protocol):
         """
 
     def finish(self, shared: dict[str, Tensor]) -> None:
-        """The run is over and these are its last shared tensors: keep what the site wants to use."""
+        """The run is over and these are its last shared tensors: keep what the site will use."""
 
     def personal_state(self) -> dict[str, Tensor]:
         """Tensors that stay at the site and must survive a restart."""

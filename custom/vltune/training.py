@@ -80,6 +80,23 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True)
+class RoundPlan:
+    """How one round trains.
+
+    Attributes:
+        config: Optimiser and local schedule.
+        seed: Of the order of samples and of every random draw in the model.
+        span: Shares of the whole training at which this round begins and ends, for the schedule.
+        optimizer: Of the learner's parameters, to go on with; None starts a new one.
+    """
+
+    config: TrainingConfig
+    seed: int
+    span: tuple[float, float] = (0.0, 1.0)
+    optimizer: torch.optim.Optimizer | None = None
+
+
+@dataclass(frozen=True)
 class TrainResult:
     """Mean loss over steps, number of steps and wall time of one round's local training."""
 
@@ -120,23 +137,17 @@ def local_train(
     *,
     num_examples: int,
     batch_at: Callable[[Tensor], BatchT],
-    config: TrainingConfig,
-    span: tuple[float, float],
-    seed: int,
+    plan: RoundPlan,
     should_stop: Callable[[], bool],
-    optimizer: torch.optim.Optimizer | None = None,
 ) -> TrainResult:
-    """Train for `config.local_epochs` passes.
+    """Train for `plan.config.local_epochs` passes.
 
     Args:
         learner: The model; its parameters are changed in place.
         num_examples: Training images at this site.
         batch_at: Sample indices, (b,) int64 -> batch.
-        config: Optimiser and schedule.
-        span: Shares of the whole training at which this round begins and ends, for the schedule.
-        seed: Of the order of samples and of every random draw in the model.
+        plan: Optimiser, schedule and seed.
         should_stop: Asked before each step.
-        optimizer: Of the learner's parameters, to go on with; None starts a new one.
 
     Returns:
         Mean loss, steps, seconds.
@@ -147,11 +158,12 @@ def local_train(
     """
     began = time.perf_counter()
     parameters = learner.trainable_parameters()
-    optimizer = optimizer or make_optimizer(parameters, config)
-    generator = torch_generator(seed)
-    torch.manual_seed(seed)
+    config = plan.config
+    optimizer = plan.optimizer or make_optimizer(parameters, config)
+    generator = torch_generator(plan.seed)
+    torch.manual_seed(plan.seed)
     losses: list[float] = []
-    start, end = span
+    start, end = plan.span
     num_steps = config.local_epochs * math.ceil(num_examples / config.batch_size)
     for _ in range(config.local_epochs):
         for indices in batches(num_examples, config.batch_size, generator):

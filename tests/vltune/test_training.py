@@ -42,9 +42,7 @@ def train(
         model,
         num_examples=2,
         batch_at=lambda rows: (X[rows], y[rows]),
-        config=config,
-        span=span,
-        seed=seed,
+        plan=RoundPlan(config, seed, span),
         should_stop=lambda: stop,
     )
     return result.loss, result.steps

@@ -41,9 +41,10 @@ def preferences(model: Answerer, split: EncodedRecords, *, batch_size: int) -> f
     rows = [index for index, record in enumerate(split.records) if record.rejected is not None]
     if not rows:
         return None
-    chosen, rejected = [], []
-    for indices in torch.tensor(rows).split(batch_size):
-        batch = split.batch_at(indices)
+    chosen: list[Tensor] = []
+    rejected: list[Tensor] = []
+    for start in range(0, len(rows), batch_size):
+        batch = split.batch_at(torch.tensor(rows[start : start + batch_size]))
         worse = [text for text in batch.rejected if text is not None]
         for answers, found in ((batch.answers, chosen), (worse, rejected)):
             found.append(model.log_likelihood(batch.image_tokens, batch.prompts, answers))

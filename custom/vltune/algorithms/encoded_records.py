@@ -18,11 +18,25 @@ from vltune.training import TrainingStopped
 class VisionTower(Protocol):
     """What the feature cache needs of a vision-language backbone."""
 
-    fingerprint: str
-    preprocess_fingerprint: str
-    num_image_tokens: int
-    image_token_width: int
-    preprocess: Callable[[Any], Tensor]
+    @property
+    def fingerprint(self) -> str:
+        """Hash of architecture and weights."""
+
+    @property
+    def preprocess_fingerprint(self) -> str:
+        """Hash of the preprocessing."""
+
+    @property
+    def num_image_tokens(self) -> int:
+        """M, at least 2."""
+
+    @property
+    def image_token_width(self) -> int:
+        """D."""
+
+    @property
+    def preprocess(self) -> Callable[[Any], Tensor]:
+        """PIL image -> (3, H, W)."""
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) -> image tokens (B, M, D)."""

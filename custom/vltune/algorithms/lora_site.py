@@ -33,6 +33,7 @@ from vltune.participant import Evaluation, Handshake, ShouldStop
 from vltune.seed import derive_seed
 from vltune.site_config import AnswerSiteConfig
 from vltune.training import (
+    RoundPlan,
     TrainingConfig,
     TrainingStopped,
     local_train,
@@ -48,9 +49,17 @@ EXPORT_FOLDER = "peft_adapter"
 class TunableBackbone(VisionTower, Answerer, Protocol):
     """A vision-language model whose language part takes LoRA."""
 
-    model: nn.Module
-    name: str
-    lora_scope: str
+    @property
+    def model(self) -> nn.Module:
+        """The whole model; LoRA is put on in place."""
+
+    @property
+    def name(self) -> str:
+        """As the job calls it."""
+
+    @property
+    def lora_scope(self) -> str:
+        """Regular expression of the modules that may take LoRA."""
 
     def loss(self, image_tokens: Tensor, prompts: Sequence[str], answers: Sequence[str]) -> Tensor:
         """Mean negative log-likelihood of each answer's tokens, (B,), nats."""
@@ -192,16 +201,17 @@ class LoraParticipant:
         if self.mode.personal and round_number > 0 and not self._has_trained:
             metrics["steps_warm_up"] = float(self._warm_up(seed, should_stop))
         self.lora.train()
-        optimizer = self._optimizer_for_round()
         result = local_train(
             self,
             num_examples=len(self.train_split),
             batch_at=self.train_split.batch_at,
-            config=self.job.training,
-            span=round_span(self.job.training, round_number, self.job.num_rounds),
-            seed=seed,
+            plan=RoundPlan(
+                self.job.training,
+                seed,
+                round_span(self.job.training, round_number, self.job.num_rounds),
+                self._optimizer_for_round(),
+            ),
             should_stop=should_stop,
-            optimizer=optimizer,
         )
         self._has_trained = True
         return LocalUpdate(
@@ -285,13 +295,14 @@ class LoraParticipant:
                 self,
                 num_examples=len(self.train_split),
                 batch_at=self.train_split.batch_at,
-                config=replace(
-                    self.job.training,
-                    local_epochs=self.job.warm_up_epochs,
-                    schedule="constant",
+                plan=RoundPlan(
+                    replace(
+                        self.job.training,
+                        local_epochs=self.job.warm_up_epochs,
+                        schedule="constant",
+                    ),
+                    derive_seed(seed, self.site_name, 0, "warm-up"),
                 ),
-                span=(0.0, 1.0),
-                seed=derive_seed(seed, self.site_name, 0, "warm-up"),
                 should_stop=should_stop,
             )
         finally:

@@ -38,7 +38,7 @@ from vltune.parameters import (
 from vltune.participant import Evaluation, Handshake, ShouldStop
 from vltune.seed import derive_seed
 from vltune.site_config import SiteConfig, Split
-from vltune.training import TrainingConfig, local_train, round_span
+from vltune.training import RoundPlan, TrainingConfig, local_train, round_span
 
 log = logging.getLogger(__name__)
 
@@ -194,9 +194,11 @@ class MultiLabelParticipant:
             model,
             num_examples=len(train.labels),
             batch_at=train.batch_at,
-            config=self.job.training,
-            span=round_span(self.job.training, round_number, self.job.num_rounds),
-            seed=derive_seed(self.job.seed, self.site_name, round_number),
+            plan=RoundPlan(
+                self.job.training,
+                derive_seed(self.job.seed, self.site_name, round_number),
+                round_span(self.job.training, round_number, self.job.num_rounds),
+            ),
             should_stop=should_stop,
         )
         return LocalUpdate(

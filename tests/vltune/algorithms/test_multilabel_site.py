@@ -26,7 +26,7 @@ from vltune.parameters import ParameterError, check_shared
 from vltune.participant import TrainingStopped
 from vltune.seed import derive_seed
 from vltune.site_config import read_site_config
-from vltune.training import TrainingConfig, local_train
+from vltune.training import RoundPlan, TrainingConfig, local_train
 
 CLASSNAMES = ["cat", "wine glass", "sports ball", "dog", "car", "teddy bear", "zebra"]
 CONDITIONS = [("scene type", "Where it is."), ("lighting", "How bright."), ("pose", "Its posture.")]
@@ -216,9 +216,7 @@ def test_one_site_and_one_round_is_plain_training(
         model,
         num_examples=NUM_TRAIN,
         batch_at=lambda rows: FeatureBatch(*(value[rows] for value in data)),
-        config=TrainingConfig(**TRAINING),
-        span=(0.0, 1.0),
-        seed=derive_seed(34, "site-1", 0),
+        plan=RoundPlan(TrainingConfig(**TRAINING), derive_seed(34, "site-1", 0)),
         should_stop=go,
     )
     plain = model.state_dict()
