@@ -24,14 +24,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vltune.backbones.clip import ClipBackbone
 from vltune.files import sha256_file, sha256_json, write_json_atomic
 
 logger = logging.getLogger(__name__)
@@ -44,6 +43,49 @@ _LOCK_POLL_SECONDS = 0.05
 Half = NDArray[np.float16]
 Source = TypeVar("Source")
 """What an image is read from: a path, or a handle of the data room."""
+
+
+class ImageFeatures(Protocol):
+    """Features of B images."""
+
+    @property
+    def image_features(self) -> Tensor:
+        """(B, D)."""
+
+    @property
+    def patch_features(self) -> Tensor:
+        """(B, M, D)."""
+
+
+class ImageTower(Protocol):
+    """What the cache needs of a frozen backbone."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of architecture and weights."""
+
+    @property
+    def preprocess_fingerprint(self) -> str:
+        """Hash of the preprocessing."""
+
+    @property
+    def precision(self) -> str:
+        """Arithmetic of the tower."""
+
+    @property
+    def num_patches(self) -> int:
+        """M."""
+
+    @property
+    def embed_dim(self) -> int:
+        """D."""
+
+    @property
+    def preprocess(self) -> Callable[[Any], Tensor]:
+        """PIL image -> (3, H, W)."""
+
+    def encode_images(self, images: Tensor) -> ImageFeatures:
+        """(B, 3, H, W) -> features."""
 
 
 class FeatureCacheError(ValueError):
@@ -92,7 +134,7 @@ class FeatureCache:
         folder: The store of this backbone inside the cache folder.
     """
 
-    def __init__(self, folder: Path, backbone: ClipBackbone) -> None:
+    def __init__(self, folder: Path, backbone: ImageTower) -> None:
         """Open or create the store of `backbone` below `folder`; nothing is encoded yet."""
         self._backbone = backbone
         self._meta = {

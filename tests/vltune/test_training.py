@@ -3,7 +3,7 @@ import torch
 from torch import Tensor, nn
 
 from vltune.config import ConfigError
-from vltune.training import DivergedError, TrainingConfig, TrainingStopped, local_train
+from vltune.training import DivergedError, RoundPlan, TrainingConfig, TrainingStopped, local_train
 
 
 class Line(nn.Module):

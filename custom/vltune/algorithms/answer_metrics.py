@@ -29,8 +29,8 @@ def generate(
 ) -> list[str]:
     """The model's own answer to every record, in their order."""
     texts: list[str] = []
-    for indices in torch.arange(len(split)).split(batch_size):
-        batch = split.batch_at(indices)
+    for start in range(0, len(split), batch_size):
+        batch = split.batch_at(torch.arange(start, min(start + batch_size, len(split))))
         texts += model.answer(batch.image_tokens, batch.prompts, max_tokens=max_tokens)
     return texts
 

@@ -100,8 +100,8 @@ class _CacheView:
         self.preprocess = tower.preprocess
         self.embed_dim = tower.image_token_width
 
-    def encode_images(self, pixels: Tensor) -> "_Tokens":
-        tokens = self._tower.encode_images(pixels)
+    def encode_images(self, images: Tensor) -> "_Tokens":
+        tokens = self._tower.encode_images(images)
         return _Tokens(tokens[:, 1:], tokens[:, 0])
 
 

@@ -105,8 +105,10 @@ class DpoObjective:
             )
         self._backbone, self._beta = backbone, beta
         with torch.inference_mode(), lora.disable_adapter():
-            rows = torch.arange(len(records)).split(batch_size)
-            parts = [self._log_likelihoods(records.batch_at(indices)) for indices in rows]
+            parts = [
+                self._log_likelihoods(records.batch_at(rows))
+                for rows in torch.split(torch.arange(len(records)), batch_size)
+            ]
         self._reference = torch.cat(parts).clone()
 
     def __call__(self, batch: AnswerBatch) -> Tensor:

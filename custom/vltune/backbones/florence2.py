@@ -95,9 +95,7 @@ class Florence2Backbone:
         if tuple(pixels.shape[1:]) != expected:
             raise ValueError(f"images: expected (B, *{expected}), got {tuple(pixels.shape)}")
         with torch.no_grad():
-            tokens: Tensor = self._florence.get_image_features(
-                pixels.to(self.device)
-            ).pooler_output
+            tokens: Tensor = self._florence.get_image_features(pixels.to(self.device)).pooler_output
         return tokens.float()
 
     def loss(
@@ -148,9 +146,7 @@ class Florence2Backbone:
         """Log-likelihood of each whole answer in nats, (B,); differentiable. See `loss`."""
         return -self.loss(image_tokens, prompts, answers, reduction="sum")
 
-    def answer(
-        self, image_tokens: Tensor, prompts: Sequence[str], *, max_tokens: int
-    ) -> list[str]:
+    def answer(self, image_tokens: Tensor, prompts: Sequence[str], *, max_tokens: int) -> list[str]:
         """Answers by greedy decoding from kept image tokens.
 
         Args:
@@ -228,9 +224,7 @@ class Florence2Backbone:
         return [len(ids) for ids in self.tokenizer(list(texts), verbose=False)["input_ids"]]
 
 
-def load_florence2(
-    config: BackboneConfig, device: torch.device | str = "cpu"
-) -> Florence2Backbone:
+def load_florence2(config: BackboneConfig, device: torch.device | str = "cpu") -> Florence2Backbone:
     """Load a converted Florence-2, or florence2-compact, in fp32.
 
     Args:

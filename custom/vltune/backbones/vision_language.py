@@ -74,7 +74,5 @@ class VisionLanguageBackbone(Protocol):
     ) -> Tensor:
         """Log-likelihood of each whole answer in nats, (B,); differentiable."""
 
-    def answer(
-        self, image_tokens: Tensor, prompts: Sequence[str], *, max_tokens: int
-    ) -> list[str]:
+    def answer(self, image_tokens: Tensor, prompts: Sequence[str], *, max_tokens: int) -> list[str]:
         """Answers by greedy decoding, without special tokens or outer blanks."""
