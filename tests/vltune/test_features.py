@@ -306,7 +306,7 @@ def test_store_deleted_while_another_waits(cache: FeatureCache, images: list[Pat
     """The waiter must not go on with the deleted lock file."""
     cache.encode(images[:2], read)
     counts: list[int] = []
-    with cache._locked(lambda: False):
+    with cache._store.locked(lambda: False):
         waiter = threading.Thread(
             target=lambda: counts.append(cache.encode(images, read).num_encoded)
         )
@@ -342,7 +342,7 @@ def test_too_little_space_is_said_before_encoding(cache: FeatureCache, images: l
     """The space check alone, for more images than any disk holds."""
     cache.encode(images, read)
     with pytest.raises(FeatureCacheError, match=r"need \d+ MB, \d+ MB are free"):
-        cache._check_space(10**15)
+        cache._store.check_space(10**15)
 
 
 def test_unwritable_place(tiny_clip: ClipBackbone, tmp_path: Path, images: list[Path]) -> None:

@@ -1,22 +1,48 @@
 """The jobs of this repository: what `jobs/<job>/job.py` and the lab's commands run."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from vltune.algorithms.fedmpt import FedMPTConfig
+from vltune.algorithms.fedvlm import FedVLMConfig
+from vltune.algorithms.lora_site import LoraJob
 from vltune.algorithms.multilabel_site import MultiLabelJob
 from vltune.config import from_mapping
 from vltune_lab.jobs.global_test import finish
 from vltune_lab.jobs.resolve import Job, JobKind
+from vltune_lab.report.html import build_report
+from vltune_lab.report.summary import write_summary
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 FEDMPT_YAML = REPOSITORY / "jobs" / "fedmpt" / "fedmpt.yaml"
+FEDVLM_YAML = REPOSITORY / "jobs" / "fedvlm" / "fedvlm.yaml"
 
 
 def check_fedmpt(job: Job) -> None:
     """Read the job as a site will: a wrong key ends here and not at every site."""
     from_mapping(FedMPTConfig, job.get("model", {}), f"{FEDMPT_YAML}: model")
-    known = {key: job[key] for key in MultiLabelJob.__dataclass_fields__ if key in job}
-    from_mapping(MultiLabelJob, known, str(FEDMPT_YAML))
+    _read(MultiLabelJob, job, FEDMPT_YAML)
+
+
+def check_fedvlm(job: Job) -> None:
+    """Read the job as a site will."""
+    _read(FedVLMConfig, job, FEDVLM_YAML)
+    _read(LoraJob, job, FEDVLM_YAML)
+
+
+def finish_fedvlm(
+    run_folder: Path, job: Mapping[str, Any], summary: dict[str, Any]
+) -> dict[str, Any]:
+    """Write the report; every figure came from the sites."""
+    write_summary(run_folder, summary)
+    build_report(run_folder)
+    return summary | {"artefacts": {**summary["artefacts"], "report": "report.html"}}
+
+
+def _read(cls: type[Any], job: Job, source: Path) -> None:
+    from_mapping(cls, {k: job[k] for k in cls.__dataclass_fields__ if k in job}, str(source))
 
 
 FEDMPT = JobKind(method="FedMPT", yaml=FEDMPT_YAML, check=check_fedmpt, finish=finish)
+FEDVLM = JobKind(method="FedVLM", yaml=FEDVLM_YAML, check=check_fedvlm, finish=finish_fedvlm)
