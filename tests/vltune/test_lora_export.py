@@ -9,6 +9,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers import BartConfig, BartForConditionalGeneration
 
 from vltune.files import OutputError
 from vltune.lora import add_lora, read_factors, set_residual, write_factors
@@ -65,6 +66,29 @@ def test_peft_loads_it_with_identical_outputs(tmp_path: Path) -> None:
     assert saved.keys() == moved(1).keys()
     assert os.listdir(tmp_path / "site") == ["adapter"]
     assert stat.S_IMODE(folder.stat().st_mode) & 0o500 == 0o500
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+def test_peft_loads_it_on_an_encoder_decoder(tmp_path: Path) -> None:
+    def base() -> BartForConditionalGeneration:
+        torch.manual_seed(0)
+        sides = ("encoder", "decoder")
+        sizes = {f"{s}_{k}": v for s in sides for k, v in (("layers", 1), ("ffn_dim", 64))}
+        heads = {f"{s}_attention_heads": 2 for s in sides}
+        config = BartConfig(d_model=32, vocab_size=60, max_position_embeddings=64, **sizes, **heads)
+        return BartForConditionalGeneration(config).eval()
+
+    settings = LoraSettings(2, 4.0, r"model\.(en|de)coder\..*\.(q_proj|v_proj|fc1)")
+    model = add_lora(base(), settings, 0, allowed=r"model\.").eval()
+    generator = torch.Generator().manual_seed(5)
+    new = {n: torch.randn(v.shape, generator=generator) for n, v in read_factors(model).items()}
+    write_factors(model, new)
+    folder = export_peft(new, settings, "bart", tmp_path / "a")
+    loaded = PeftModel.from_pretrained(base(), str(folder)).eval()
+    tokens = torch.tensor([[0, 7, 8, 2]])
+    logits = model(input_ids=tokens, labels=tokens).logits
+    assert torch.equal(loaded(input_ids=tokens, labels=tokens).logits, logits)
+    assert not torch.allclose(base()(input_ids=tokens, labels=tokens).logits, logits)
 
 
 @pytest.mark.parametrize("num_sites", [2, 12])
