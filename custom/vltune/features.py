@@ -34,11 +34,8 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
-DIGEST_BYTES = 32
 _READERS = min(4, os.cpu_count() or 1)
-_LOCK_POLL_SECONDS = 0.05
 
-Half = NDArray[np.float16]
 Source = TypeVar("Source")
 """What an image is read from: a path, or a handle of the data room."""
 

@@ -7,6 +7,7 @@ whatever a pattern matches; here both are errors.
 
 import math
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -57,7 +58,9 @@ def add_lora(model: nn.Module, settings: LoraSettings, seed: int, *, allowed: st
         target_modules=settings.target,
         bias="none",
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        # peft asks transformers 5 for an attribute by its old name.
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
         wrapped = get_peft_model(model, config)
     parameters = _factor_parameters(wrapped)
     expected = {factor_name(module, kind) for module in modules for kind in _BOTH}

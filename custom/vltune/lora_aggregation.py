@@ -3,7 +3,7 @@ r"""The sites' LoRA factors to the next global ones: eight modes, one streaming 
 With w_s the normalised weights, P = sum w_s B_s A_s and R the residual (`lora_residual`):
 
     fedavg, ffa, fedsa, plora: A = sum w_s A_s and/or B = sum w_s B_s
-    svd:     B A = the best approximation of P of rank r
+    svd:     B A = the best approximation of P of rank r, the root of its values in each factor
     fedex:   A, B as fedavg; R' = R + P - B A, so that B A + R' = sum w_s (B_s A_s + R)
     stack:   R' = R + P; the factors start again from what was sent out, whose B is zero
     hetlora: as fedavg on zero-padded factors, w_s = |B_s A_s|_F by module
@@ -27,7 +27,7 @@ from vltune.lora_factors import Factors, LoraError, name_factors, pair_factors, 
 from vltune.lora_modes import LoraAggregation
 from vltune.lora_ranks import pad_factors, product_norm
 from vltune.lora_residual import as_sum, compress, name_residual, read_residual
-from vltune.low_rank import LowRankSum, split_anchored, split_balanced
+from vltune.low_rank import LowRankSum, split_balanced
 
 NORM_FLOOR = 1e-12
 """Weight of a product without norm: hetlora is uniform where no site has moved yet."""
@@ -160,12 +160,7 @@ class LoraSum:
             return sent
         if self._mode.name != "svd":
             return mean
-        parts = target.singular_values()
-        if self.settings.svd_split == "balanced":
-            b, a = split_balanced(parts, sent.rank)
-        else:
-            row_norm = float(torch.linalg.matrix_norm(sent.a)) / math.sqrt(sent.rank)
-            b, a = split_anchored(parts, sent.rank, row_norm or 1.0, sent.a)
+        b, a = split_balanced(target.singular_values(), sent.rank, sent.a)
         return Factors(a, b)
 
     def _with_residual(

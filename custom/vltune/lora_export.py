@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from vltune.files import OutputError
@@ -61,10 +61,8 @@ def export_peft(
             fresh = Path(temporary) / "fresh"
             fresh.mkdir()
             config.save_pretrained(str(fresh))
-            save_file(named, fresh / WEIGHTS_FILE, metadata={"format": "pt"})
-            if folder.exists():
-                folder.rename(Path(temporary) / "old")
-            fresh.rename(folder)
+            (fresh / WEIGHTS_FILE).write_bytes(save(named, metadata={"format": "pt"}))
+            _put_in_place(fresh, folder, Path(temporary) / "old")
     except OSError as error:
         raise OutputError(
             f"cannot write {folder}: {error.strerror}. Free space or choose another place."
@@ -107,6 +105,19 @@ def _config(
         base_model_name_or_path=base_model_name,
         inference_mode=True,
     )
+
+
+def _put_in_place(fresh: Path, folder: Path, old: Path) -> None:
+    """Rename `fresh` to `folder`; what was there goes to `old`, and back if that fails."""
+    had_one = folder.exists()
+    if had_one:
+        folder.rename(old)
+    try:
+        fresh.rename(folder)
+    except OSError:
+        if had_one:
+            old.rename(folder)
+        raise
 
 
 def _check_folder(folder: Path) -> None:

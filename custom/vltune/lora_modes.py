@@ -123,8 +123,6 @@ class LoraAggregation:
         weight_by: Weights of every mean: the site's training examples, or 1.
         hetlora_weight_by: `norm` weighs a module of a site by the norm of its product, as
             published; `weight_by` takes the weights above and makes hetlora linear.
-        svd_split: How svd shares the singular values between the factors: `anchored` (A keeps the
-            length of the sites' A) or `balanced` (the root to each).
         max_residual_rank: fedex and stack: ranks of the residual beyond this are cut off, so that
             it is no longer exact; None keeps all.
     """
@@ -132,7 +130,6 @@ class LoraAggregation:
     mode: ModeName = "fedavg"
     weight_by: Literal["num_examples", "uniform"] = "num_examples"
     hetlora_weight_by: Literal["norm", "weight_by"] = "norm"
-    svd_split: Literal["anchored", "balanced"] = "anchored"
     max_residual_rank: int | None = None
 
     def __post_init__(self) -> None:
@@ -143,7 +140,6 @@ class LoraAggregation:
         for name, value, known in (
             ("weight_by", self.weight_by, ("num_examples", "uniform")),
             ("hetlora_weight_by", self.hetlora_weight_by, ("norm", "weight_by")),
-            ("svd_split", self.svd_split, ("anchored", "balanced")),
         ):
             if value not in known:
                 raise ConfigError(

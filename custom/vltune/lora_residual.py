@@ -55,7 +55,7 @@ def name_residual(module: str, sides: Mapping[str, Tensor]) -> dict[str, Tensor]
 def split_residual(
     tensors: Mapping[str, Tensor],
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What the server sends: the shared tensors, and the residual, both by wire name and sorted."""
+    """What the server sends: the shared tensors, and the residual, both by name and sorted."""
     is_residual = {name: _RESIDUAL.fullmatch(name) is not None for name in sorted(tensors)}
     shared = {name: tensors[name] for name, found in is_residual.items() if not found}
     return shared, {name: tensors[name] for name, found in is_residual.items() if found}

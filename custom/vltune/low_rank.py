@@ -131,50 +131,33 @@ def _with_fixed_signs(left: Tensor, values: Tensor, right: Tensor) -> SingularVa
     return SingularValues(left * sign, values, right * sign.unsqueeze(1))
 
 
-def split_balanced(parts: SingularValues, rank: int) -> tuple[Tensor, Tensor]:
-    """Best approximation of at most `rank` as (B, A), each with the root of the singular values.
-
-    B (D_out, rank) = left sqrt(values), A (rank, D_in) = sqrt(values) right; missing values are
-    zero columns and rows, which no gradient can leave: use it where nothing trains on.
-    """
-    root = parts.values[:rank].sqrt()
-    left, right = parts.left[:, :rank] * root, parts.right[:rank] * root.unsqueeze(1)
-    missing = rank - root.numel()
-    return (
-        torch.nn.functional.pad(left, (0, missing)),
-        torch.nn.functional.pad(right, (0, 0, 0, missing)),
-    )
-
-
-def split_anchored(
-    parts: SingularValues, rank: int, row_norm: float, spare: Tensor
+def split_balanced(
+    parts: SingularValues, rank: int, spare: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Best approximation of at most `rank` as (B, A), the rows of A orthogonal and `row_norm` long.
-
-    B (D_out, rank) = left values / row_norm carries the magnitude, as in LoRA's start, where A is
-    random and B zero. A direction without a value gets a zero column in B and a row of `spare`, so
-    that it can still learn; under `split_balanced` both would be zero, where all gradients vanish.
+    """Best approximation of at most `rank` as (B, A), each with the root of the singular values.
 
     Args:
         parts: Of the matrix to approximate.
-        rank: r, rows of A.
-        row_norm: Length of A's rows, > 0.
-        spare: Directions for rows without a singular value, (any, D_in), in order of preference.
+        rank: r, columns of B and rows of A.
+        spare: Rows (any, D_in) for A where a singular value is missing, in order of preference;
+            they are made orthogonal to A's other rows, as long as they are on average. B is zero
+            there, as at LoRA's start. Without them A is zero too, and no gradient ever leaves that.
 
-    Raises:
-        ValueError: `row_norm` is not > 0.
+    Returns:
+        left sqrt(values) (D_out, rank) and sqrt(values) right (rank, D_in).
     """
-    if not row_norm > 0:
-        raise ValueError(f"expected row_norm > 0, got {row_norm}")
     values = parts.values[:rank]
     count = int((values > NEGLIGIBLE * values.max()).sum()) if values.numel() else 0
-    left = parts.left[:, :count] * (values[:count] / row_norm)
-    directions = torch.cat([parts.right[:count], spare.double()])
-    # Householder's columns are orthonormal even where the given directions are not independent.
-    basis, triangle = torch.linalg.qr(directions.T)
-    sign = torch.where(triangle.diagonal() < 0, -1.0, 1.0).to(basis.dtype)
-    rows = (basis * sign).T[:rank] * row_norm
+    root = values[:count].sqrt()
+    left, right = parts.left[:, :count] * root, parts.right[:count] * root.unsqueeze(1)
+    if spare is not None and count < rank:
+        # Householder's columns are orthonormal even where the given rows are not independent.
+        directions = torch.cat([parts.right[:count], spare.double()]).T
+        basis, triangle = torch.linalg.qr(directions)
+        length = torch.linalg.matrix_norm(spare.double()) / len(spare) ** 0.5
+        sign = torch.where(triangle.diagonal() < 0, -length, length)
+        right = torch.cat([right, (basis * sign).T[count:rank]])
     return (
         torch.nn.functional.pad(left, (0, rank - count)),
-        torch.nn.functional.pad(rows, (0, 0, 0, rank - len(rows))),
+        torch.nn.functional.pad(right, (0, 0, 0, rank - len(right))),
     )

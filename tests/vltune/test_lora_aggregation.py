@@ -137,16 +137,12 @@ def test_only_what_the_server_can_know_is_measured() -> None:
 
 
 def test_svd_by_hand() -> None:
-    """P = diag(1/2, 3), best rank 1 is diag(0, 3); A's row is as long as the start's, 1."""
-    result = by_hand("svd")
-    assert torch.allclose(result.tensors[NAME_A], torch.tensor([[0.0, 1.0]]), atol=1e-7)
-    assert torch.allclose(result.tensors[NAME_B], torch.tensor([[0.0], [3.0]]), atol=1e-7)
+    """P = diag(1/2, 3), best rank 1 is diag(0, 3), the root of 3 in each factor."""
+    result, root = by_hand("svd"), math.sqrt(3)
+    assert torch.allclose(result.tensors[NAME_A], torch.tensor([[0.0, root]]), atol=1e-6)
+    assert torch.allclose(result.tensors[NAME_B], torch.tensor([[0.0], [root]]), atol=1e-6)
     assert result.exactness is not None
     assert result.exactness.overall == pytest.approx(0.5 / math.sqrt(9.25), rel=1e-6)
-    balanced = by_hand("svd", svd_split="balanced").tensors
-    root = math.sqrt(3)
-    assert torch.allclose(balanced[NAME_A], torch.tensor([[0.0, root]]), atol=1e-6)
-    assert torch.allclose(balanced[NAME_B], torch.tensor([[0.0], [root]]), atol=1e-6)
 
 
 def test_fedex_by_hand() -> None:

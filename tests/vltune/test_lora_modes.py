@@ -74,7 +74,7 @@ def test_bad_configuration(change: dict[str, object], message: str) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"mode": "x"}, {"weight_by": "x"}, {"hetlora_weight_by": "x"}, {"svd_split": "x"}],
+    [{"mode": "x"}, {"weight_by": "x"}, {"hetlora_weight_by": "x"}],
 )
 def test_bad_arguments(change: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match="'x'"):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vltune.low_rank import LowRankSum, split_anchored, split_balanced
+from vltune.low_rank import LowRankSum, split_balanced
 
 ROWS, COLUMNS, r = 23, 29, 3
 
@@ -73,46 +73,45 @@ def test_sums_add_up() -> None:
 
 
 @pytest.mark.parametrize("num_products", [3, 9])
-def test_splits_are_the_best_approximation(num_products: int) -> None:
+@pytest.mark.parametrize("has_spare", [False, True])
+def test_split_is_the_best_approximation_and_balanced(num_products: int, has_spare: bool) -> None:
     total, dense = filled(num_products)
     u, s, v = np.linalg.svd(dense.numpy())
-    best = u[:, :r] * s[:r] @ v[:r]
-    parts = total.singular_values()
-    for b, a in (split_balanced(parts, r), split_anchored(parts, r, 0.7, random_pair(77)[1])):
-        assert b.shape == (ROWS, r)
-        assert a.shape == (r, COLUMNS)
-        assert np.allclose((b @ a).numpy(), best, atol=1e-9)
-
-
-def test_anchored_rows_have_the_length_given() -> None:
-    total, _ = filled(2)
-    _, a = split_anchored(total.singular_values(), r, 0.7, random_pair(77)[1])
-    assert torch.allclose(a @ a.T, 0.49 * torch.eye(r, dtype=torch.float64), atol=1e-12)
+    spare = random_pair(77)[1] if has_spare else None
+    b, a = split_balanced(total.singular_values(), r, spare)
+    assert b.shape == (ROWS, r)
+    assert a.shape == (r, COLUMNS)
+    assert np.allclose((b @ a).numpy(), u[:, :r] * s[:r] @ v[:r], atol=1e-9)
+    values = torch.diag(torch.from_numpy(s[:r]))
+    assert torch.allclose(a @ a.T, values, atol=1e-9)
+    assert torch.allclose(b.T @ b, values, atol=1e-9)
 
 
 def test_missing_directions_can_learn() -> None:
-    """A product of rank 1 at r = 3: B has two zero columns, A no zero row; balanced has both."""
+    """A product of rank 1 at r = 3: B gets two zero columns, A two spare rows of their length."""
     total = LowRankSum(ROWS, COLUMNS)
     left, right = random_pair(0, rank=1)
     total.add(left, right)
     spare = random_pair(1)[1]
-    b, a = split_anchored(total.singular_values(), r, 0.7, spare)
+    b, a = split_balanced(total.singular_values(), r, spare)
     assert torch.allclose(b @ a, left @ right, atol=1e-12)
     assert not b[:, 1:].any()
-    assert torch.allclose(a.norm(dim=1), torch.full((r,), 0.7, dtype=torch.float64))
+    length = float(spare.square().sum(dim=1).mean().sqrt())
+    assert torch.allclose(a[1:].norm(dim=1), torch.full((2,), length, dtype=torch.float64))
+    assert torch.allclose(a @ a.T, torch.diag((a @ a.T).diagonal()), atol=1e-10)
     # The first spare row lies in what is spanned by the product's row and A's second one.
     basis = torch.linalg.qr(a[:2].T).Q
     assert torch.allclose(basis @ (basis.T @ spare[0]), spare[0], atol=1e-10)
     b, a = split_balanced(total.singular_values(), r)
-    assert not b[:, 1:].abs().gt(1e-9).any()
-    assert not a[1:].abs().gt(1e-9).any()
+    assert not b[:, 1:].any()
+    assert not a[1:].any()
 
 
 def test_nothing_at_all_still_has_directions() -> None:
     spare = random_pair(1)[1]
-    b, a = split_anchored(LowRankSum(ROWS, COLUMNS).singular_values(), r, 2.0, spare)
+    b, a = split_balanced(LowRankSum(ROWS, COLUMNS).singular_values(), r, spare)
     assert not b.any()
-    assert torch.allclose(a.norm(dim=1), torch.full((r,), 2.0, dtype=torch.float64))
+    assert (a.norm(dim=1) > 1).all()
     # Directions are kept with their sign.
     assert float(a[0] @ spare[0]) > 0
 
@@ -120,10 +119,8 @@ def test_nothing_at_all_still_has_directions() -> None:
 def test_rank_beyond_the_width_is_padded() -> None:
     total = LowRankSum(2, 2)
     total.add(torch.eye(2), torch.eye(2))
-    for b, a in (
-        split_balanced(total.singular_values(), 3),
-        split_anchored(total.singular_values(), 3, 1.0, torch.ones(3, 2)),
-    ):
+    for spare in (None, torch.ones(3, 2)):
+        b, a = split_balanced(total.singular_values(), 3, spare)
         assert b.shape == (2, 3)
         assert a.shape == (3, 2)
         assert torch.allclose(b @ a, torch.eye(2, dtype=torch.float64), atol=1e-12)
@@ -153,5 +150,3 @@ def test_bad_input() -> None:
         total.add(right.T, left.T)
     with pytest.raises(ValueError, match=r"expected a matrix of \(23, 29\)"):
         total.add_dense(left)
-    with pytest.raises(ValueError, match="row_norm > 0"):
-        split_anchored(total.singular_values(), r, 0.0, right)
