@@ -84,6 +84,26 @@ def seeded_a(seed: int, module: str, rank: int, columns: int) -> Tensor:
     return (2 * torch.stack(values) - 1) / math.sqrt(columns)
 
 
+def seeded_factors(factors: Mapping[str, Tensor], rank: int, seed: int) -> dict[str, Tensor]:
+    """The start that `add_lora` gives at another rank: A seeded, B zero; by wire name.
+
+    Args:
+        factors: Of a model, for modules and widths.
+        rank: Wanted.
+        seed: As given to `add_lora`.
+    """
+    start = {}
+    for name, value in sorted(factors.items()):
+        module, kind = parse_factor_name(name)
+        is_a = kind == "A"
+        start[name] = (
+            seeded_a(seed, module, rank, value.shape[1])
+            if is_a
+            else value.new_zeros(value.shape[0], rank)
+        )
+    return start
+
+
 def target_modules(model: nn.Module, settings: LoraSettings, *, allowed: str) -> list[str]:
     """Names of the modules that the target hits, sorted; arguments and errors as `add_lora`."""
     if isinstance(model, PeftModel) or any(".lora_A." in name for name, _ in model.named_modules()):

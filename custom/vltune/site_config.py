@@ -127,6 +127,8 @@ class AnswerSiteConfig(SiteSettings):
         test: Records measured at the end.
         split_seed: Of the division by `share`.
         max_skipped_share: Largest share of a part's images that `skip` may leave out.
+        lora_rank: A lower rank than the job's, for a small machine; only with an aggregation that
+            takes sites of different ranks (svd, stack, hetlora).
     """
 
     data: Literal["preference", "captions"]
@@ -135,6 +137,7 @@ class AnswerSiteConfig(SiteSettings):
     test: AnswerSplit | None = None
     split_seed: int = 0
     max_skipped_share: float = 0.1
+    lora_rank: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -143,6 +146,8 @@ class AnswerSiteConfig(SiteSettings):
         parts = [self.validation] if self.test is None else [self.validation, self.test]
         if sum(part.share or 0.0 for part in parts) >= 1:
             raise ValueError("the shares of validation and test leave nothing to train on")
+        if self.lora_rank is not None and self.lora_rank < 1:
+            raise ValueError(f"lora_rank is {self.lora_rank}; expected at least 1, or leave it out")
         if not 0 <= self.max_skipped_share <= 1:
             raise ValueError(f"max_skipped_share is {self.max_skipped_share}; expected 0 to 1")
 

@@ -22,10 +22,18 @@ from vltune.algorithms.answer_metrics import Answerer, measure_answers
 from vltune.algorithms.encoded_records import AnswerBatch, EncodedRecords, TokenCache, VisionTower
 from vltune.config import ConfigError
 from vltune.files import sha256_json
-from vltune.lora import add_lora, read_factors, set_residual, train_factors, write_factors
+from vltune.lora import (
+    add_lora,
+    read_factors,
+    seeded_factors,
+    set_residual,
+    train_factors,
+    write_factors,
+)
 from vltune.lora_export import export_peft
 from vltune.lora_factors import Kind, LoraSettings
 from vltune.lora_modes import LoraAggregation
+from vltune.lora_ranks import truncate_factors
 from vltune.lora_residual import split_residual
 from vltune.optimizer_state import PREFIX, load_optimizer_tensors, optimizer_tensors
 from vltune.parameters import LocalUpdate, hash_tensors, spec_of
@@ -73,12 +81,37 @@ ObjectiveBuilder = Callable[[TunableBackbone, PeftModel, EncodedRecords], Object
 
 
 @dataclass(frozen=True)
+class LoraChoice:
+    """The key `lora` of a job; see `LoraSettings`.
+
+    Attributes:
+        rank: Of the global factors; a site may say less.
+        alpha: Scale times rank.
+        target: Regular expression of whole module names; None: all that the backbone allows.
+        dropout: Of the input of A while training.
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    target: str | None = None
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.settings(".*")
+
+    def settings(self, scope: str) -> LoraSettings:
+        """The settings on a backbone whose own scope is `scope`."""
+        target = scope if self.target is None else self.target
+        return LoraSettings(self.rank, self.alpha, target, self.dropout)
+
+
+@dataclass(frozen=True)
 class LoraJob:
     """The part of a job that a site needs; the rest is for the server.
 
     Attributes:
         seed: Run seed.
-        lora: Rank, scale and target; an empty target is the backbone's own.
+        lora: Rank, scale and target.
         aggregation: Which factors travel, and how the server joins them.
         training: Optimiser and local schedule.
         num_rounds: The federation's, which a learning rate that falls over the rounds needs.
@@ -90,7 +123,7 @@ class LoraJob:
     """
 
     seed: int
-    lora: LoraSettings
+    lora: LoraChoice
     aggregation: LoraAggregation
     training: TrainingConfig
     num_rounds: int | None = None
@@ -151,15 +184,14 @@ class LoraParticipant:
             cache.encode(part, batch_size=self.job.batch_size, should_stop=should_stop)
             for part in (data.train, data.validation)
         )
-        settings = self.job.lora
-        if not settings.target:
-            settings = replace(settings, target=backbone.lora_scope)
-        self.settings = settings
+        wanted = self.job.lora.settings(backbone.lora_scope)
+        self.settings = wanted.at_rank(self._own_rank())
         seed = derive_seed(self.job.seed, "", 0, "lora")
-        self.lora = add_lora(backbone.model, settings, seed, allowed=backbone.lora_scope)
+        self.lora = add_lora(backbone.model, self.settings, seed, allowed=backbone.lora_scope)
         train_factors(self.lora, self._trained_kinds)
         self.loss = self._objective(backbone, self.lora, self.train_split)
-        initial = read_factors(self.lora, self.mode.shared)
+        own = read_factors(self.lora, self.mode.shared)
+        initial = seeded_factors(own, wanted.rank, seed)
         log.info("ready in %.1f s", time.perf_counter() - began)
         return Handshake(
             spec=spec_of(initial),
@@ -171,8 +203,9 @@ class LoraParticipant:
                 "vltune": __version__,
                 "backbone": backbone.fingerprint,
                 "preprocessing": backbone.preprocess_fingerprint,
-                "adapter": sha256_json([asdict(settings), asdict(self.job.aggregation)]),
+                "adapter": sha256_json([asdict(wanted), asdict(self.job.aggregation)]),
             },
+            own_spec=spec_of(own),
         )
 
     def evaluate(self, shared: dict[str, Tensor]) -> Evaluation:
@@ -274,8 +307,28 @@ class LoraParticipant:
     def _trained_names(self) -> list[str]:
         return [name for name, _ in self._trained()]
 
+    def _own_rank(self) -> int:
+        """The job's rank, or this site's lower one.
+
+        Raises:
+            ConfigError: The aggregation needs one rank, or the site's is above the job's.
+        """
+        rank, most = self.site.lora_rank, self.job.lora.rank
+        if rank is None or rank == most:
+            return most
+        if not self.mode.has_mixed_ranks:
+            raise ConfigError(
+                f"lora_rank is {rank} at this site and {most} in the job, but aggregation mode "
+                f"{self.mode.name} needs one rank. Remove lora_rank, or take svd, stack or hetlora."
+            )
+        if rank > most:
+            raise ConfigError(f"lora_rank is {rank}, above the job's {most}. Lower it.")
+        return rank
+
     def _receive(self, shared: dict[str, Tensor]) -> None:
         factors, self._residual = split_residual(shared)
+        if self.settings.rank < self.job.lora.rank:
+            factors = truncate_factors(factors, self.settings.rank).tensors
         write_factors(self.lora, factors, self.mode.shared)
         set_residual(self.lora, self._residual, self.settings)
 
