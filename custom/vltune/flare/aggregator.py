@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from nvflare.apis.dxo import MetaKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
@@ -21,6 +22,7 @@ from vltune.histograms import HistogramError
 from vltune.lora_aggregation import aggregate
 from vltune.lora_contract import LoraContract
 from vltune.lora_exactness import Exactness
+from vltune.lora_factors import LoraError
 from vltune.lora_modes import LoraAggregation
 from vltune.lora_ranks import padded
 from vltune.lora_residual import split_residual
@@ -114,7 +116,30 @@ class ValidatingAggregator(ModelAggregator):
         self._updates[site] = update
         return update
 
+    def refuse_processed(self, site: str, model: FLModel) -> None:
+        """Refuse tensors that a site's filter has encrypted or masked, and say why.
+
+        FLARE's filters name themselves in the message's meta. What is linear in what the sites send
+        would survive them, but this server adds plain tensors.
+
+        Raises:
+            RejectedUpdateError: The message was processed.
+        """
+        algorithm = model.meta.get(MetaKey.PROCESSED_ALGORITHM)
+        if not algorithm:
+            return
+        if self._lora is not None:
+            try:
+                self._lora.require_linear(str(algorithm))
+            except LoraError as error:
+                raise RejectedUpdateError(f"{site}: {error}") from error
+        raise RejectedUpdateError(
+            f"{site}: its tensors were processed by {algorithm}. The aggregation is linear and "
+            "would allow it, but this server adds plain tensors; take the filter away."
+        )
+
     def _check_sender(self, site: str, model: FLModel) -> None:
+        self.refuse_processed(site, model)
         if self._round is None:
             raise RejectedUpdateError(f"{site}: update before the first round")
         if model.current_round != self._round:

@@ -39,7 +39,7 @@ from vltune.flare.round_record import (
     Measured,
     describe_roll_call,
     measurement,
-    split_metrics,
+    metrics_of,
     training,
 )
 from vltune.flare.run_log import RunLog
@@ -183,6 +183,7 @@ class FederationController(Controller):
         handshakes, failed = {}, dict(answers.failed)
         for site, model in answers.models.items():
             try:
+                self._aggregator.refuse_processed(site, model)
                 handshakes[site] = read_handshake(model, site)
             except (ValueError, TypeError) as error:
                 failed[site] = str(error)
@@ -228,7 +229,7 @@ class FederationController(Controller):
         live.run_log.phase("rounds", answers.seconds)
         self._record(round_number, measured, live)
         self._trained = training(measured, answers, rejected, self._aggregator.exactness)
-        live.run_log.site_metrics(round_number + 1, "train", _halves(measured, 1))
+        live.run_log.site_metrics(round_number + 1, "train", metrics_of(measured, 1))
         live.run_log.update(last_training=self._trained)
         return mean
 
@@ -283,7 +284,7 @@ class FederationController(Controller):
             self._best = value
             self._persistor.mark_best(run_folder(live.fl_ctx), round_number)
             live.run_log.update(best={"round": round_number, metric: value})
-        live.run_log.site_metrics(round_number, "validation", _halves(measured, 0))
+        live.run_log.site_metrics(round_number, "validation", metrics_of(measured, 0))
         live.run_log.round_line(record)
         worst = record["worst_site"]
         log.info("round %d: %s %.4f, worst site %s", round_number, metric, value, worst)
@@ -299,7 +300,3 @@ class FederationController(Controller):
 def new_run_id() -> str:
     """A name for one run; readable, and nothing that FLARE's scan would take for a key."""
     return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
-
-
-def _halves(measured: Mapping[str, Measured], half: int) -> dict[str, dict[str, float]]:
-    return {site: split_metrics(said.metrics)[half] for site, said in measured.items()}

@@ -120,6 +120,11 @@ def split_metrics(metrics: Mapping[str, float]) -> tuple[dict[str, float], dict[
     return {name: value for name, value in metrics.items() if name not in train}, train
 
 
+def metrics_of(measured: Mapping[str, Measured], half: int) -> dict[str, dict[str, float]]:
+    """By site, half 0 or 1 of `split_metrics`."""
+    return {site: split_metrics(said.metrics)[half] for site, said in measured.items()}
+
+
 def worst_of(values: Mapping[str, float | None]) -> tuple[str | None, float]:
     """Return the site with the lowest value, ties by name; (None, NaN) where there is none."""
     known = [(v, site) for site, v in values.items() if v is not None and math.isfinite(v)]

@@ -1,0 +1,127 @@
+"""The aggregator with a job's `aggregation`: LoRA's factors by hand, and what it refuses."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from nvflare.apis.dxo import MetaKey
+from nvflare.app_common.abstract.fl_model import FLModel
+
+from vltune.config import ConfigError
+from vltune.flare.aggregator import META_SITE, RejectedUpdateError, ValidatingAggregator
+from vltune.lora_residual import split_residual
+
+A, B = "base_model.model.fc.lora_A.weight", "base_model.model.fc.lora_B.weight"
+START = {A: torch.ones(1, 2), B: torch.zeros(2, 1)}
+
+
+def made(mode: str, start: dict[str, torch.Tensor] = START, **others: Any) -> ValidatingAggregator:
+    it = ValidatingAggregator(aggregation={"mode": mode, **others})
+    it.start_round(0, start)
+    return it
+
+
+def answer(site: str, a: list[list[float]] | None, b: list[list[float]] | None, n: int) -> FLModel:
+    params = {A: a, B: b}
+    arrays = {name: np.array(v, np.float32) for name, v in params.items() if v is not None}
+    meta = {META_SITE: site, "num_examples": n, "histograms": {}}
+    return FLModel(params=arrays, current_round=0, meta=meta, metrics={})
+
+
+def test_fedavg_says_how_far_it_is_from_the_mean_product() -> None:
+    """Sites (A, B) = ((1, 0), (1, 0)^T) and ((0, 1), (0, 1)^T), weights 3 and 1.
+
+    Mean product diag(3/4, 1/4); mean A (3/4, 1/4), mean B the same, their product
+    ((9, 3), (3, 1)) / 16. Difference ((3, -3), (-3, 3)) / 16, norm 6/16; the mean's norm is
+    sqrt(10) / 4. Error 1.5 / sqrt(10).
+    """
+    it = made("fedavg")
+    it.accept_model(answer("a", [[1, 0]], [[1], [0]], 3))
+    it.accept_model(answer("b", [[0, 1]], [[0], [1]], 1))
+    joined = it.average()
+    assert joined[A].tolist() == [[0.75, 0.25]]
+    assert joined[B].tolist() == [[0.75], [0.25]]
+    assert it.exactness is not None
+    assert it.exactness.overall == pytest.approx(1.5 / 10**0.5)
+
+
+def test_fedex_sends_the_rest_as_a_residual_and_takes_none_back() -> None:
+    it = made("fedex")
+    it.accept_model(answer("a", [[1, 0]], [[1], [0]], 3))
+    it.accept_model(answer("b", [[0, 1]], [[0], [1]], 1))
+    joined = it.average()
+    shared, residual = split_residual(joined)
+    assert set(shared) == {A, B}
+    assert residual
+    full = shared[B] @ shared[A] + _dense(residual)
+    assert torch.allclose(full, torch.diag(torch.tensor([0.75, 0.25])), atol=1e-6)
+    assert it.exactness is not None
+    assert it.exactness.overall < 1e-6
+    it.start_round(0, joined)
+    it.accept_model(answer("a", [[1, 0]], [[0], [0]], 1))
+    message = answer("b", [[1, 0]], [[0], [0]], 1)
+    message.params |= {name: value.numpy() for name, value in residual.items()}
+    with pytest.raises(RejectedUpdateError, match="unknown"):
+        it.accept_model(message)
+    # One site with B = 0: nothing of its own, so the whole weight is what was sent as residual.
+    again, kept = split_residual(it.average())
+    assert torch.allclose(again[B] @ again[A] + _dense(kept), _dense(residual), atol=1e-6)
+
+
+def _dense(residual: dict[str, torch.Tensor]) -> torch.Tensor:
+    if len(residual) == 1:
+        return next(iter(residual.values()))
+    left, right = sorted(residual, reverse=True)
+    return residual[left] @ residual[right]
+
+
+def test_plora_takes_only_b() -> None:
+    it = made("plora", {B: torch.zeros(2, 1)})
+    it.accept_model(answer("a", None, [[4], [0]], 1))
+    with pytest.raises(RejectedUpdateError, match=r"unknown.*lora_A"):
+        it.accept_model(answer("b", [[1, 1]], [[0], [0]], 1))
+    assert it.average()[B].tolist() == [[4], [0]]
+    assert it.exactness is None
+
+
+def test_a_lower_rank_is_taken_where_the_mode_allows() -> None:
+    start = {A: torch.ones(2, 2), B: torch.zeros(2, 2)}
+    low = answer("a", [[1, 0]], [[1], [0]], 1)
+    it = made("svd", start)
+    it.accept_model(low)
+    joined = it.average()
+    assert torch.allclose(joined[B] @ joined[A], torch.tensor([[1.0, 0], [0, 0]]), atol=1e-6)
+    with pytest.raises(RejectedUpdateError, match="shape"):
+        made("fedavg", start).accept_model(low)
+
+
+def test_a_large_update_of_a_lower_rank_is_refused_too() -> None:
+    it = made("svd", {A: torch.ones(2, 2), B: torch.zeros(2, 2)})
+    it.max_update_norm = 10.0
+    with pytest.raises(RejectedUpdateError, match="the update's norm"):
+        it.accept_model(answer("a", [[100, 0]], [[1], [0]], 1))
+
+
+@pytest.mark.parametrize(
+    ("mode", "reason"),
+    [
+        ("svd", "singular values"),
+        ("fedex", "forms the products"),
+        ("plora", "take the filter away"),
+    ],
+)
+def test_processed_tensors_are_refused_with_the_reason(mode: str, reason: str) -> None:
+    start = {B: torch.zeros(2, 1)} if mode == "plora" else START
+    message = answer("a", None if mode == "plora" else [[1, 0]], [[1], [0]], 1)
+    message.meta[MetaKey.PROCESSED_ALGORITHM] = "HE"
+    with pytest.raises(RejectedUpdateError, match=reason) as caught:
+        made(mode, start).accept_model(message)
+    assert "HE" in str(caught.value)
+
+
+def test_a_wrong_key_is_refused_before_anything_runs() -> None:
+    with pytest.raises(ConfigError, match="expected one of fedavg, .* got 'mean'"):
+        ValidatingAggregator(aggregation={"mode": "mean"})
+    with pytest.raises(ConfigError, match="rank"):
+        ValidatingAggregator(aggregation={"mode": "svd", "rank": 3})
