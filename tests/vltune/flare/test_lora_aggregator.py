@@ -121,7 +121,7 @@ def test_processed_tensors_are_refused_with_the_reason(mode: str, reason: str) -
 
 
 def test_a_wrong_key_is_refused_before_anything_runs() -> None:
-    with pytest.raises(ConfigError, match="expected one of fedavg, .* got 'mean'"):
+    with pytest.raises(ConfigError, match=r"expected one of fedavg, .* got 'mean'"):
         ValidatingAggregator(aggregation={"mode": "mean"})
     with pytest.raises(ConfigError, match="rank"):
         ValidatingAggregator(aggregation={"mode": "svd", "rank": 3})
