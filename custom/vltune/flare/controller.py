@@ -1,7 +1,6 @@
 """The server's side of a run: roll call, rounds, a last look, and an end in every case."""
 
 import logging
-import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -42,7 +41,7 @@ from vltune.flare.round_record import (
     metrics_of,
     training,
 )
-from vltune.flare.run_log import RunLog
+from vltune.flare.run_log import RunLog, new_run_id
 from vltune.lora_residual import split_residual
 from vltune.parameters import spec_of
 
@@ -295,8 +294,3 @@ class FederationController(Controller):
     def _stream(self, tag: str, value: float, round_number: int, fl_ctx: FLContext) -> None:
         dxo = create_analytic_dxo(tag, value, AnalyticsDataType.SCALAR, global_step=round_number)
         send_analytic_dxo(self, dxo, fl_ctx, event_type=ANALYTIC_EVENT_TYPE)
-
-
-def new_run_id() -> str:
-    """A name for one run; readable, and nothing that FLARE's scan would take for a key."""
-    return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"

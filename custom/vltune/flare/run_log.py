@@ -6,6 +6,7 @@ global model after N rounds. rounds.json is the state of the whole run, replaced
 """
 
 import json
+import secrets
 import math
 import os
 import time
@@ -101,3 +102,8 @@ class RunLog:
         append_json_lines(self.folder / METRICS_FILE, [{"event": "round", **record}])
         self.state["rounds"].append(dict(record))
         self.save()
+
+
+def new_run_id() -> str:
+    """A name for one run; readable, and nothing that FLARE's scan would take for a key."""
+    return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
