@@ -1,31 +1,17 @@
 """How well a vision-language model answers a split: generated text and preferences."""
 
-from collections.abc import Sequence
-from typing import Protocol
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from vltune.algorithms.encoded_records import EncodedRecords
+from vltune.backbones.vision_language import VisionLanguageBackbone
 from vltune.text_metrics import preference_accuracy, text_metrics
-
-
-class Answerer(Protocol):
-    """What is needed of a backbone."""
-
-    def answer(self, image_tokens: Tensor, prompts: Sequence[str], *, max_tokens: int) -> list[str]:
-        """Generate greedily."""
-
-    def log_likelihood(
-        self, image_tokens: Tensor, prompts: Sequence[str], answers: Sequence[str]
-    ) -> Tensor:
-        """Summed log p of each answer, (B,)."""
 
 
 @torch.inference_mode()
 def generate(
-    model: Answerer, split: EncodedRecords, *, batch_size: int, max_tokens: int
+    model: VisionLanguageBackbone, split: EncodedRecords, *, batch_size: int, max_tokens: int
 ) -> list[str]:
     """The model's own answer to every record, in their order."""
     texts: list[str] = []
@@ -36,7 +22,9 @@ def generate(
 
 
 @torch.inference_mode()
-def preferences(model: Answerer, split: EncodedRecords, *, batch_size: int) -> float | None:
+def preferences(
+    model: VisionLanguageBackbone, split: EncodedRecords, *, batch_size: int
+) -> float | None:
     """Share of the pairs whose chosen answer is the likelier one; None without pairs."""
     rows = [index for index, record in enumerate(split.records) if record.rejected is not None]
     if not rows:
@@ -52,7 +40,7 @@ def preferences(model: Answerer, split: EncodedRecords, *, batch_size: int) -> f
 
 
 def measure_answers(
-    model: Answerer, split: EncodedRecords, *, batch_size: int, max_tokens: int
+    model: VisionLanguageBackbone, split: EncodedRecords, *, batch_size: int, max_tokens: int
 ) -> dict[str, float]:
     """Documented metrics of one split: accuracy, token_f1, rouge_l and what else it allows.
 

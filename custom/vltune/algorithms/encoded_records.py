@@ -1,45 +1,23 @@
 """A site's prompts and answers beside the image tokens of the frozen vision tower."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from vltune.backbones.vision_language import VisionLanguageBackbone
 from vltune.data.image_sources import read_source
 from vltune.data.image_text import ImageTextSamples, Record
+from vltune.data.rows import RecordError
 from vltune.features import EncodingStopped, FeatureCache, FeatureSet
 from vltune.participant import ShouldStop
 from vltune.training import TrainingStopped
 
-
-class VisionTower(Protocol):
-    """What the feature cache needs of a vision-language backbone."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of architecture and weights."""
-
-    @property
-    def preprocess_fingerprint(self) -> str:
-        """Hash of the preprocessing."""
-
-    @property
-    def num_image_tokens(self) -> int:
-        """M, at least 2."""
-
-    @property
-    def image_token_width(self) -> int:
-        """D."""
-
-    @property
-    def preprocess(self) -> Callable[[Any], Tensor]:
-        """PIL image -> (3, H, W)."""
-
-    def encode_images(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) -> image tokens (B, M, D)."""
+log = logging.getLogger(__name__)
 
 
 class AnswerBatch(NamedTuple):
@@ -91,7 +69,7 @@ class _CacheView:
     The first image token stands in the place of the image feature; nothing is added or lost.
     """
 
-    def __init__(self, tower: VisionTower) -> None:
+    def __init__(self, tower: VisionLanguageBackbone) -> None:
         self._tower = tower
         self.fingerprint = tower.fingerprint
         self.preprocess_fingerprint = tower.preprocess_fingerprint
@@ -110,6 +88,48 @@ class _Tokens(NamedTuple):
     image_features: Tensor
 
 
+def without_long(
+    samples: ImageTextSamples,
+    count_tokens: Callable[[Sequence[str]], list[int]],
+    *,
+    max_prompt: int,
+    max_answer: int,
+    max_share: float,
+) -> ImageTextSamples:
+    """Leave out records with more tokens than the model has positions, and count them.
+
+    Args:
+        samples: One part of a site's data.
+        count_tokens: Tokens of each text, start and end included.
+        max_prompt: Of a prompt.
+        max_answer: Of the answer to learn, and of a rejected one.
+        max_share: Of the records that may be left out.
+
+    Raises:
+        RecordError: More than `max_share` are too long, or all.
+    """
+    records = samples.records
+    prompts = count_tokens([record.prompt for record in records])
+    answers = count_tokens([record.answers[0] for record in records])
+    rejected = count_tokens([record.rejected or "" for record in records])
+    kept = tuple(
+        record
+        for record, *lengths in zip(records, prompts, answers, rejected, strict=True)
+        if lengths[0] <= max_prompt and max(lengths[1:]) <= max_answer
+    )
+    num_long = len(records) - len(kept)
+    if num_long > max_share * len(records) or not kept:
+        raise RecordError(
+            f"{num_long} of {len(records)} records are too long: the model takes {max_prompt} "
+            f"tokens of prompt and {max_answer} of answer, the longest have "
+            f"{max(prompts)} and {max(*answers, *rejected)}. Shorten them, or raise "
+            "max_skipped_share in vltune_site.yaml to leave them out."
+        )
+    if num_long:
+        log.warning("%d of %d records are too long and left out", num_long, len(records))
+    return replace(samples, records=kept)
+
+
 class TokenCache:
     """Image tokens of one vision tower, each content encoded once.
 
@@ -118,7 +138,7 @@ class TokenCache:
         tower: Frozen.
     """
 
-    def __init__(self, folder: Path, tower: VisionTower) -> None:
+    def __init__(self, folder: Path, tower: VisionLanguageBackbone) -> None:
         self._cache = FeatureCache(folder, _CacheView(tower))
 
     def holds(self, digest: bytes) -> bool:

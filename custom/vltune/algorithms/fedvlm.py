@@ -19,9 +19,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vltune.algorithms.encoded_records import AnswerBatch, EncodedRecords
-from vltune.algorithms.lora_site import LoraJob, LoraParticipant, Objective, TunableBackbone
+from vltune.algorithms.lora_job import LoraJob
+from vltune.algorithms.lora_site import LoraParticipant, Objective
 from vltune.backbones.checkpoint import BackboneConfig
 from vltune.backbones.florence2 import load_florence2
+from vltune.backbones.vision_language import VisionLanguageBackbone
 from vltune.config import ConfigError, from_mapping
 from vltune.site_config import AnySiteConfig, require_answers
 
@@ -56,7 +58,7 @@ class FedVLMConfig:
     objective: ObjectiveConfig = ObjectiveConfig()
 
 
-def sft_loss(backbone: TunableBackbone, batch: AnswerBatch) -> Tensor:
+def sft_loss(backbone: VisionLanguageBackbone, batch: AnswerBatch) -> Tensor:
     """Mean over the batch of the mean negative log-likelihood of a chosen answer's tokens, nats."""
     return backbone.loss(batch.image_tokens, batch.prompts, batch.answers).mean()
 
@@ -91,7 +93,7 @@ class DpoObjective:
 
     def __init__(
         self,
-        backbone: TunableBackbone,
+        backbone: VisionLanguageBackbone,
         lora: PeftModel,
         records: EncodedRecords,
         beta: float,
@@ -145,12 +147,14 @@ def build_participant(
     parsed = from_mapping(LoraJob, known, "the job")
     answers = require_answers(site)
 
-    def objective(backbone: TunableBackbone, lora: PeftModel, records: EncodedRecords) -> Objective:
+    def objective(
+        backbone: VisionLanguageBackbone, lora: PeftModel, records: EncodedRecords
+    ) -> Objective:
         if config.objective.name == "dpo":
             return DpoObjective(backbone, lora, records, config.objective.beta)
         return lambda batch: sft_loss(backbone, batch)
 
-    def load_backbone() -> TunableBackbone:
+    def load_backbone() -> VisionLanguageBackbone:
         local = answers.weights.get(config.backbone.model)
         found = config.backbone if local is None else replace(config.backbone, weights=str(local))
         return load_florence2(found)

@@ -7,10 +7,9 @@ remembers. Random draws need no memory: each round's seed follows from run, site
 
 import logging
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from peft import PeftModel
@@ -18,9 +17,17 @@ from torch import Tensor, nn
 
 from vltune import __version__
 from vltune.algorithms.answer_data import load_answer_data
-from vltune.algorithms.answer_metrics import Answerer, measure_answers
-from vltune.algorithms.encoded_records import AnswerBatch, EncodedRecords, TokenCache, VisionTower
+from vltune.algorithms.answer_metrics import measure_answers
+from vltune.algorithms.encoded_records import (
+    AnswerBatch,
+    EncodedRecords,
+    TokenCache,
+    without_long,
+)
+from vltune.algorithms.lora_job import LoraJob
+from vltune.backbones.vision_language import VisionLanguageBackbone
 from vltune.config import ConfigError
+from vltune.data.image_text import ImageTextSamples
 from vltune.files import sha256_json
 from vltune.lora import (
     add_lora,
@@ -31,8 +38,7 @@ from vltune.lora import (
     write_factors,
 )
 from vltune.lora_export import export_peft
-from vltune.lora_factors import Kind, LoraSettings
-from vltune.lora_modes import LoraAggregation
+from vltune.lora_factors import Kind
 from vltune.lora_ranks import truncate_factors
 from vltune.lora_residual import split_residual
 from vltune.optimizer_state import PREFIX, load_optimizer_tensors, optimizer_tensors
@@ -42,7 +48,6 @@ from vltune.seed import derive_seed
 from vltune.site_config import AnswerSiteConfig
 from vltune.training import (
     RoundPlan,
-    TrainingConfig,
     TrainingStopped,
     local_train,
     make_optimizer,
@@ -54,90 +59,8 @@ log = logging.getLogger(__name__)
 EXPORT_FOLDER = "peft_adapter"
 
 
-class TunableBackbone(VisionTower, Answerer, Protocol):
-    """A vision-language model whose language part takes LoRA."""
-
-    @property
-    def model(self) -> nn.Module:
-        """The whole model; LoRA is put on in place."""
-
-    @property
-    def name(self) -> str:
-        """As the job calls it."""
-
-    @property
-    def lora_scope(self) -> str:
-        """Regular expression of the modules that may take LoRA."""
-
-    def loss(self, image_tokens: Tensor, prompts: Sequence[str], answers: Sequence[str]) -> Tensor:
-        """Mean negative log-likelihood of each answer's tokens, (B,), nats."""
-
-    def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text, start and end included."""
-
-
 Objective = Callable[[AnswerBatch], Tensor]
-ObjectiveBuilder = Callable[[TunableBackbone, PeftModel, EncodedRecords], Objective]
-
-
-@dataclass(frozen=True)
-class LoraChoice:
-    """The key `lora` of a job; see `LoraSettings`.
-
-    Attributes:
-        rank: Of the global factors; a site may say less.
-        alpha: Scale times rank.
-        target: Regular expression of whole module names; None: all that the backbone allows.
-        dropout: Of the input of A while training.
-    """
-
-    rank: int = 8
-    alpha: float = 16.0
-    target: str | None = None
-    dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        self.settings(".*")
-
-    def settings(self, scope: str) -> LoraSettings:
-        """The settings on a backbone whose own scope is `scope`."""
-        target = scope if self.target is None else self.target
-        return LoraSettings(self.rank, self.alpha, target, self.dropout)
-
-
-@dataclass(frozen=True)
-class LoraJob:
-    """The part of a job that a site needs; the rest is for the server.
-
-    Attributes:
-        seed: Run seed.
-        lora: Rank, scale and target.
-        aggregation: Which factors travel, and how the server joins them.
-        training: Optimiser and local schedule.
-        num_rounds: The federation's, which a learning rate that falls over the rounds needs.
-        keep_optimizer: Go on with the optimiser of the last round; False starts a new one each.
-        warm_up_epochs: A site that trains its personal factors for the first time when others have
-            trained already does so for this long before it trains what it sends.
-        max_answer_tokens: Longest generated answer.
-        batch_size: Records a pass while measuring, and images a pass through the vision tower.
-    """
-
-    seed: int
-    lora: LoraChoice
-    aggregation: LoraAggregation
-    training: TrainingConfig
-    num_rounds: int | None = None
-    keep_optimizer: bool = True
-    warm_up_epochs: int = 1
-    max_answer_tokens: int = 24
-    batch_size: int = 64
-
-    def __post_init__(self) -> None:
-        if self.warm_up_epochs < 0 or min(self.max_answer_tokens, self.batch_size) < 1:
-            raise ConfigError(
-                "expected warm_up_epochs >= 0 and max_answer_tokens and batch_size >= 1, got "
-                f"{self.warm_up_epochs}, {self.max_answer_tokens} and {self.batch_size}"
-            )
+ObjectiveBuilder = Callable[[VisionLanguageBackbone, PeftModel, EncodedRecords], Objective]
 
 
 class LoraParticipant:
@@ -155,7 +78,7 @@ class LoraParticipant:
     def __init__(
         self,
         job: LoraJob,
-        load_backbone: Callable[[], TunableBackbone],
+        load_backbone: Callable[[], VisionLanguageBackbone],
         objective: ObjectiveBuilder,
         site: AnswerSiteConfig,
         site_name: str,
@@ -181,7 +104,9 @@ class LoraParticipant:
 
         data = load_answer_data(self.site, already_read=already_read)
         self.train_split, self.validation_split = (
-            cache.encode(part, batch_size=self.job.batch_size, should_stop=should_stop)
+            cache.encode(
+                self._fitting(part), batch_size=self.job.batch_size, should_stop=should_stop
+            )
             for part in (data.train, data.validation)
         )
         wanted = self.job.lora.settings(backbone.lora_scope)
@@ -306,6 +231,16 @@ class LoraParticipant:
 
     def _trained_names(self) -> list[str]:
         return [name for name, _ in self._trained()]
+
+    def _fitting(self, samples: ImageTextSamples) -> ImageTextSamples:
+        backbone = self.backbone
+        return without_long(
+            samples,
+            backbone.count_tokens,
+            max_prompt=backbone.max_prompt_tokens,
+            max_answer=backbone.max_answer_tokens,
+            max_share=self.site.max_skipped_share,
+        )
 
     def _own_rank(self) -> int:
         """The job's rank, or this site's lower one.

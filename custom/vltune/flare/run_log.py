@@ -6,9 +6,9 @@ global model after N rounds. rounds.json is the state of the whole run, replaced
 """
 
 import json
-import secrets
 import math
 import os
+import secrets
 import time
 from collections.abc import Mapping
 from pathlib import Path

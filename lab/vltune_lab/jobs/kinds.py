@@ -6,7 +6,7 @@ from typing import Any
 
 from vltune.algorithms.fedmpt import FedMPTConfig
 from vltune.algorithms.fedvlm import FedVLMConfig
-from vltune.algorithms.lora_site import LoraJob
+from vltune.algorithms.lora_job import LoraJob
 from vltune.algorithms.multilabel_site import MultiLabelJob
 from vltune.config import from_mapping
 from vltune_lab.jobs.global_test import finish
