@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -42,6 +42,8 @@ _READERS = min(4, os.cpu_count() or 1)
 _LOCK_POLL_SECONDS = 0.05
 
 Half = NDArray[np.float16]
+Source = TypeVar("Source")
+"""What an image is read from: a path, or a handle of the data room."""
 
 
 class FeatureCacheError(ValueError):
@@ -128,6 +130,10 @@ class FeatureCache:
             self._digest_of[path] = digest
         return digest in self._held
 
+    def holds_content(self, digest: bytes) -> bool:
+        """Whether the store holds the content of this SHA-256."""
+        return digest in self._held
+
     def encode(
         self,
         image_paths: Sequence[Path],
@@ -150,16 +156,46 @@ class FeatureCache:
             FeatureCacheError: The folder cannot be written, or too little space is left.
             EncodingStopped: `should_stop` returned True.
         """
-        if not image_paths or batch_size < 1:
+        return self.encode_contents(
+            self._digests(image_paths, read, should_stop),
+            image_paths,
+            read,
+            batch_size=batch_size,
+            progress=progress,
+            should_stop=should_stop,
+        )
+
+    def encode_contents(
+        self,
+        digests: Sequence[bytes],
+        sources: Sequence[Source],
+        read: Callable[[Source], Any],
+        *,
+        batch_size: int = 64,
+        progress: Callable[[int, int], None] | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> FeatureSet:
+        """Return the features of images that need not be files, as `encode`.
+
+        Args:
+            digests: SHA-256 of each image's bytes, N >= 1.
+            sources: What `read` takes, N, in the same order.
+            read: Source -> PIL image.
+            batch_size: Images a pass.
+            progress: Called with (images done, images to encode) after each batch.
+            should_stop: Asked between batches and while waiting for another process.
+        """
+        if not sources or batch_size < 1:
             raise ValueError(
-                f"expected images and batch_size >= 1, got {len(image_paths)} and {batch_size}"
+                f"expected images and batch_size >= 1, got {len(sources)} and {batch_size}"
             )
-        digests = self._digests(image_paths, read, should_stop)
+        if len(sources) != len(digests):
+            raise ValueError(f"{len(sources)} images, but {len(digests)} digests")
         with self._locked(should_stop):
             row_of = self._recover()
             missing = {
-                digest: path
-                for digest, path in zip(digests, image_paths, strict=True)
+                digest: source
+                for digest, source in zip(digests, sources, strict=True)
                 if digest not in row_of
             }
             self._check_space(len(missing))
@@ -209,9 +245,9 @@ class FeatureCache:
 
     def _encode_missing(
         self,
-        missing: dict[bytes, Path],
+        missing: dict[bytes, Source],
         row_of: dict[bytes, int],
-        read: Callable[[Path], Any],
+        read: Callable[[Source], Any],
         batch_size: int,
         progress: Callable[[int, int], None] | None,
         should_stop: Callable[[], bool],

@@ -14,7 +14,8 @@ The job says what to train; the site says where its data are. Example::
     state_dir: vltune_state       # what must survive a restart
     threads: 4                    # default: cores / parallel sites
 
-Relative paths are relative to the folder of the file, `~` is the user's home.
+Relative paths are relative to the folder of the file, `~` is the user's home. A site whose data are
+prompts and answers says so and names other files, see `AnswerSiteConfig`.
 """
 
 import dataclasses
@@ -22,9 +23,11 @@ import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from vltune.config import ConfigError, load_config
+from vltune.config import ConfigError, from_mapping, read_mapping
+from vltune.site_data import AnswerSplit as AnswerSplit
+from vltune.site_data import Split as Split
 
 FILE_NAME = "vltune_site.yaml"
 VARIABLE = "VLTUNE_SITE_CONFIG"
@@ -33,30 +36,15 @@ SITE_PLACEHOLDER = "{site}"
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
-@dataclass(frozen=True)
-class Split:
-    """One part of a site's data.
+@dataclass(frozen=True, kw_only=True)
+class SiteSettings:
+    """What every site's file may say, whatever its data are.
 
     Attributes:
-        images: Folder of the images.
-        annotations: COCO instances JSON.
-    """
-
-    images: Path
-    annotations: Path
-
-
-@dataclass(frozen=True)
-class SiteConfig:
-    """A site's own file; every path is absolute once it was read.
-
-    Attributes:
-        train: Images to train on.
-        validation: Images on which the received global model is measured each round.
-        test: Images measured once at the end, if the site has any.
+        train: To train on.
+        validation: The received global model is measured on it each round.
+        test: Measured once at the end, if the site has any.
         site: The site's FLARE name, checked when given.
-        unlabelled: Classes that were never labelled here.
-        rename: Category name of the annotation files -> class name of the jobs.
         on_bad_image: What a missing or unreadable image does.
         weights: Backbone model name -> local weights, in place of the job's.
         cache_dir: Frozen features.
@@ -65,12 +53,10 @@ class SiteConfig:
         threads: CPU threads, or None for cores / parallel sites.
     """
 
-    train: Split
-    validation: Split
-    test: Split | None = None
+    train: Split | AnswerSplit
+    validation: Split | AnswerSplit
+    test: Split | AnswerSplit | None = None
     site: str | None = None
-    unlabelled: tuple[str, ...] = ()
-    rename: dict[str, str] = field(default_factory=dict)
     on_bad_image: Literal["stop", "skip"] = "stop"
     weights: dict[str, Path] = field(default_factory=dict)
     cache_dir: Path = Path("vltune_cache")
@@ -82,6 +68,36 @@ class SiteConfig:
             raise ValueError(_unsafe(self.site))
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads is {self.threads}; expected at least 1, or leave it out")
+
+    def private_paths(self) -> list[Path]:
+        """Paths that no message to the server may show."""
+        parts = [part for part in (self.train, self.validation, self.test) if part is not None]
+        of_parts = [path for part in parts for path in part.paths()]
+        return [*of_parts, self.cache_dir, self.state_dir, *self.weights.values()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteConfig(SiteSettings):
+    """A site with images and labels; every path is absolute once the file was read.
+
+    Attributes:
+        train: Images to train on.
+        validation: Images to measure on.
+        test: Images measured at the end.
+        unlabelled: Classes that were never labelled here.
+        rename: Category name of the annotation files -> class name of the jobs.
+        data: The kind of data, which decides what the other keys are.
+    """
+
+    train: Split
+    validation: Split
+    test: Split | None = None
+    unlabelled: tuple[str, ...] = ()
+    rename: dict[str, str] = field(default_factory=dict)
+    data: Literal["multilabel"] = "multilabel"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         for key, names in (
             ("unlabelled", self.unlabelled),
             ("rename", (*self.rename, *self.rename.values())),
@@ -91,6 +107,47 @@ class SiteConfig:
                 raise ValueError(f"{key}: {wrong[0]!r} is empty or has spaces around it")
         if len(set(self.unlabelled)) != len(self.unlabelled):
             raise ValueError(f"unlabelled: a name is there twice in {', '.join(self.unlabelled)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerSiteConfig(SiteSettings):
+    """A site with images, prompts and answers; every path is absolute once the file was read.
+
+    Example::
+
+        data: preference              # image, question, chosen, rejected; or captions
+        train:      {files: [train.jsonl]}
+        validation: {share: 0.1}      # of the training images; or files
+        max_skipped_share: 0.1        # of the images, with on_bad_image: skip
+
+    Attributes:
+        data: The kind of data.
+        train: Records to train on, always files.
+        validation: Records to measure on.
+        test: Records measured at the end.
+        split_seed: Of the division by `share`.
+        max_skipped_share: Largest share of a part's images that `skip` may leave out.
+    """
+
+    data: Literal["preference", "captions"]
+    train: AnswerSplit
+    validation: AnswerSplit
+    test: AnswerSplit | None = None
+    split_seed: int = 0
+    max_skipped_share: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.train.files:
+            raise ValueError("train: expected `files: [...]`; only the other parts can be shares")
+        parts = [self.validation] if self.test is None else [self.validation, self.test]
+        if sum(part.share or 0.0 for part in parts) >= 1:
+            raise ValueError("the shares of validation and test leave nothing to train on")
+        if not 0 <= self.max_skipped_share <= 1:
+            raise ValueError(f"max_skipped_share is {self.max_skipped_share}; expected 0 to 1")
+
+
+AnySiteConfig = SiteConfig | AnswerSiteConfig
 
 
 def check_site_name(name: str) -> None:
@@ -103,34 +160,73 @@ def check_site_name(name: str) -> None:
         raise ConfigError(_unsafe(name))
 
 
-def read_site_config(path: Path) -> SiteConfig:
+def read_site_config(path: Path) -> AnySiteConfig:
     """Read a site's file and make its paths absolute.
 
     Raises:
         ConfigError: Missing file, unknown or missing key, wrong type or value.
     """
     path = path.expanduser().absolute()
-    config = load_config(SiteConfig, path)
-    folder = path.parent
-
-    def absolute(inner: Path) -> Path:
-        return folder / inner.expanduser()
-
-    def split(part: Split) -> Split:
-        return Split(absolute(part.images), absolute(part.annotations))
-
-    return dataclasses.replace(
-        config,
-        train=split(config.train),
-        validation=split(config.validation),
-        test=None if config.test is None else split(config.test),
-        weights={model: absolute(weights) for model, weights in config.weights.items()},
-        cache_dir=absolute(config.cache_dir),
-        state_dir=absolute(config.state_dir),
-    )
+    mapping = read_mapping(path)
+    kind = mapping.get("data", "multilabel")
+    kinds: dict[str, type[AnySiteConfig]] = {
+        "multilabel": SiteConfig,
+        "preference": AnswerSiteConfig,
+        "captions": AnswerSiteConfig,
+    }
+    if not isinstance(kind, str) or kind not in kinds:
+        raise ConfigError(f"{path}: data: expected one of {', '.join(kinds)}, got {kind!r}")
+    config: AnySiteConfig = from_mapping(kinds[kind], mapping, str(path))
+    resolved: AnySiteConfig = _absolute(config, path.parent)
+    return resolved
 
 
-def find_site_config(site_name: str, local_dir: Path | None) -> SiteConfig:
+def _absolute(config: Any, folder: Path) -> Any:
+    """Join relative paths, in nested dataclasses too, to `folder`."""
+    if isinstance(config, Path):
+        return folder / config.expanduser()
+    if isinstance(config, tuple):
+        return tuple(_absolute(item, folder) for item in config)
+    if isinstance(config, dict):
+        return {key: _absolute(item, folder) for key, item in config.items()}
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        values = {item.name: getattr(config, item.name) for item in dataclasses.fields(config)}
+        return dataclasses.replace(
+            config, **{name: _absolute(value, folder) for name, value in values.items()}
+        )
+    return config
+
+
+def require_multilabel(config: AnySiteConfig) -> SiteConfig:
+    """Return the configuration of a site with labels.
+
+    Raises:
+        ConfigError: The site's data are of another kind.
+    """
+    if not isinstance(config, SiteConfig):
+        raise ConfigError(
+            f"this job needs `data: multilabel`, but this site's file says `data: {config.data}`. "
+            "Give the site the file of its labelled images (see docs/site_config.md)."
+        )
+    return config
+
+
+def require_answers(config: AnySiteConfig) -> AnswerSiteConfig:
+    """Return the configuration of a site with prompts and answers.
+
+    Raises:
+        ConfigError: The site's data are of another kind.
+    """
+    if not isinstance(config, AnswerSiteConfig):
+        raise ConfigError(
+            "this job needs `data: preference` or `data: captions`, but this site's file says "
+            f"`data: {config.data}`. Give the site the file of its answers (see "
+            "docs/site_config.md)."
+        )
+    return config
+
+
+def find_site_config(site_name: str, local_dir: Path | None) -> AnySiteConfig:
     """Find and read the file of the site that runs here.
 
     Looked up in VLTUNE_SITE_CONFIG, where `{site}` stands for the site's name (several simulated

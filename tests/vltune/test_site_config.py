@@ -7,7 +7,17 @@ import pytest
 import yaml
 
 from vltune.config import ConfigError
-from vltune.site_config import VARIABLE, Split, find_site_config, read_site_config
+from vltune.site_config import (
+    VARIABLE,
+    AnswerSiteConfig,
+    AnswerSplit,
+    SiteConfig,
+    Split,
+    find_site_config,
+    read_site_config,
+    require_answers,
+    require_multilabel,
+)
 
 
 def content(**more: Any) -> dict[str, Any]:
@@ -162,3 +172,70 @@ def test_a_site_name_is_one_safe_path_component(name: str, tmp_path: Path) -> No
     write(tmp_path / "vltune_site.yaml")
     with pytest.raises(ConfigError, match="expected 1 to 64 letters"):
         find_site_config(name, tmp_path)
+
+
+ANSWERS: dict[str, Any] = {
+    "data": "preference",
+    "train": {"files": ["a.jsonl", "/data/b.parquet"]},
+    "validation": {"share": 0.2},
+}
+
+
+def write_answers(path: Path, **more: Any) -> Path:
+    merged = ANSWERS | more
+    path.write_text(yaml.safe_dump({key: value for key, value in merged.items() if value != {}}))
+    return path
+
+
+def test_a_site_with_answers_names_files_and_shares(tmp_path: Path) -> None:
+    path = write_answers(
+        tmp_path / "site.yaml", test={"files": ["~/t.jsonl"]}, weights={"m": "w"}, split_seed=3
+    )
+    config = read_site_config(path)
+    assert isinstance(config, AnswerSiteConfig)
+    assert (config.data, config.split_seed, config.max_skipped_share) == ("preference", 3, 0.1)
+    assert config.train == AnswerSplit((tmp_path / "a.jsonl", Path("/data/b.parquet")))
+    assert config.validation == AnswerSplit(share=0.2)
+    assert config.test == AnswerSplit((Path.home() / "t.jsonl",))
+    assert config.cache_dir == tmp_path / "vltune_cache"
+    private = set(config.private_paths())
+    assert private >= {tmp_path / "a.jsonl", tmp_path, Path("/data"), Path.home() / "t.jsonl"}
+    assert private >= {tmp_path / "w", tmp_path / "vltune_cache", tmp_path / "vltune_state"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"data": "vqa"}, "data: expected one of multilabel, preference, captions, got 'vqa'"),
+        ({"data": ["captions"]}, "data: expected one of"),
+        ({"data": "multilabel"}, "unknown key files"),
+        ({"unlabelled": ["a"]}, "unknown key unlabelled"),
+        ({"validation": {}}, "missing key validation"),
+        ({"train": {"share": 0.5}}, "train: expected `files"),
+        ({"train": {"images": "a", "annotations": "b"}}, "train: unknown key annotations, images"),
+        ({"train": {"files": "a.jsonl"}}, "files: expected a list"),
+        ({"train": {"files": ["a", "a"]}}, "files: a file is there twice"),
+        ({"validation": {"files": ["a"], "share": 0.5}}, "expected either `files"),
+        ({"validation": {"files": []}}, "expected either `files"),
+        ({"validation": {"share": 1}}, "share is 1.0; expected more than 0 and less than 1"),
+        ({"test": {"share": 0.8}}, "leave nothing to train on"),
+        ({"max_skipped_share": 2}, "max_skipped_share is 2.0; expected 0 to 1"),
+        ({"threads": 0}, "threads is 0"),
+    ],
+)
+def test_wrong_answer_sites(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    path = write_answers(tmp_path / "site.yaml", **change)
+    with pytest.raises(ConfigError, match=message) as caught:
+        read_site_config(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_job_refuses_data_of_another_kind(tmp_path: Path) -> None:
+    labels = read_site_config(write(tmp_path / "labels.yaml", data="multilabel"))
+    answers = read_site_config(write_answers(tmp_path / "answers.yaml", data="captions"))
+    assert isinstance(require_multilabel(labels), SiteConfig)
+    assert require_answers(answers) is answers
+    with pytest.raises(ConfigError, match=r"needs `data: multilabel`.*says `data: captions`"):
+        require_multilabel(answers)
+    with pytest.raises(ConfigError, match=r"needs `data: preference`.*says `data: multilabel`"):
+        require_answers(labels)

@@ -26,7 +26,7 @@ from vltune.losses import asymmetric_loss
 from vltune.optimal_transport import TransportConfig, TransportResult, transport
 from vltune.prompts import ConditionPrompts, condition_text_features
 from vltune.seed import derive_seed, torch_generator
-from vltune.site_config import SiteConfig
+from vltune.site_config import AnySiteConfig, require_multilabel
 
 
 @dataclass(frozen=True)
@@ -224,7 +224,7 @@ class FedMPT(nn.Module):
 
 
 def build_participant(
-    job: Mapping[str, Any], site: SiteConfig, site_name: str, state_dir: Path, threads: int
+    job: Mapping[str, Any], site: AnySiteConfig, site_name: str, state_dir: Path, threads: int
 ) -> MultiLabelParticipant:
     """Build one site's part of a FedMPT run; the executor finds this function by its dotted path.
 
@@ -241,4 +241,4 @@ def build_participant(
     def build_model(backbone: ClipBackbone, conditions: ConditionSet, seed: int) -> FedMPT:
         return FedMPT(config, backbone, conditions.names, conditions.classnames, seed)
 
-    return make_participant(job, build_model, site, site_name)
+    return make_participant(job, build_model, require_multilabel(site), site_name)

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -29,15 +30,20 @@ def image_path(folder: Path, file_name: str, source: str) -> Path:
     Raises:
         ImageError: The name is empty, absolute (on any system), or climbs with `..`.
     """
-    posix, windows = PurePosixPath(file_name), PureWindowsPath(file_name)
-    absolute = posix.is_absolute() or bool(windows.anchor)
-    climbs = ".." in posix.parts or ".." in windows.parts
-    if not posix.parts or absolute or climbs or "\x00" in file_name:
+    if not stays_inside(file_name):
         raise ImageError(
             f"{source}: file_name {file_name!r} does not stay inside the image folder {folder}. "
             "Use names relative to that folder, without '..'."
         )
-    return folder / posix
+    return folder / PurePosixPath(file_name)
+
+
+def stays_inside(file_name: str) -> bool:
+    """Whether a relative name leads to somewhere below the folder that it is joined to."""
+    posix, windows = PurePosixPath(file_name), PureWindowsPath(file_name)
+    absolute = posix.is_absolute() or bool(windows.anchor)
+    climbs = ".." in posix.parts or ".." in windows.parts
+    return bool(posix.parts) and not absolute and not climbs and "\x00" not in file_name
 
 
 def read_image(path: Path) -> Image.Image:
@@ -50,6 +56,20 @@ def read_image(path: Path) -> Image.Image:
         ImageError: Missing, truncated, not an image, too large, or of float or 32-bit pixels.
     """
     return _decode(path, shrink=False)
+
+
+def decode_image(source: BinaryIO, name: str, *, shrink: bool = False) -> Image.Image:
+    """Decode an open image file, as `read_image` does.
+
+    Args:
+        source: The whole file, seekable.
+        name: What to call it in messages.
+        shrink: Take JPEG at an eighth of its size, which is enough to check it.
+
+    Raises:
+        ImageError: As `read_image`.
+    """
+    return _decode_stream(source, name, shrink=shrink)
 
 
 def check_image(path: Path) -> None:
@@ -78,33 +98,39 @@ def _decode(path: Path, *, shrink: bool) -> Image.Image:
     # Not Path.is_file, which raises for a name too long or a folder without permission.
     if not os.path.isfile(path):
         raise ImageError(f"{path}: no such image file. Put it there or correct the annotations.")
+    return _decode_stream(path, str(path), shrink=shrink)
+
+
+def _decode_stream(source: Path | BinaryIO, name: str, *, shrink: bool) -> Image.Image:
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            _refuse(image, path)
+        with Image.open(source, formats=FORMATS) as image:
+            _refuse(image, name)
             if shrink:
                 image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
             return _rgb(ImageOps.exif_transpose(image))
     except ImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(f"{path}: too many pixels ({error}). Shrink the picture.") from error
+        raise ImageError(f"{name}: too many pixels ({error}). Shrink the picture.") from error
     # A damaged file makes Pillow raise nearly anything: OSError, SyntaxError, struct.error ...
     except Exception as error:
+        # Pillow's text names the file that a stream comes from, which the caller chose not to.
+        reason = f": {error}" if isinstance(source, Path) else ""
         raise ImageError(
-            f"{path}: cannot be read as an image ({type(error).__name__}: {error}). Replace it, or "
+            f"{name}: cannot be read as an image ({type(error).__name__}{reason}). Replace it, or "
             f"correct the annotations. Formats: {', '.join(FORMATS)}."
         ) from error
 
 
-def _refuse(image: Image.Image, path: Path) -> None:
+def _refuse(image: Image.Image, name: str) -> None:
     if image.width * image.height > MAX_PIXELS:
         raise ImageError(
-            f"{path}: {image.width} x {image.height} pixels; more than {MAX_PIXELS:,} are refused. "
+            f"{name}: {image.width} x {image.height} pixels; more than {MAX_PIXELS:,} are refused. "
             "Shrink the picture."
         )
     if image.mode in ("F", "I"):
         raise ImageError(
-            f"{path}: float or 32-bit pixels (mode {image.mode}) have no known range. "
+            f"{name}: float or 32-bit pixels (mode {image.mode}) have no known range. "
             "Convert the picture to 8 or 16 bits."
         )
 

@@ -45,14 +45,14 @@ from vltune.flare.filters import SPEC_PROPERTY, check_result
 from vltune.flare.site_state import SiteState
 from vltune.parameters import LocalUpdate
 from vltune.participant import Evaluation, Handshake, Participant, TrainingStopped
-from vltune.site_config import SiteConfig, find_site_config
+from vltune.site_config import AnySiteConfig, find_site_config
 
 JOB_FILE = "vltune_job.json"
 THREADS_VARIABLE = "VLTUNE_THREADS"
 
 log = logging.getLogger(__name__)
 
-Builder = Callable[[Mapping[str, Any], SiteConfig, str, Path, int], Participant]
+Builder = Callable[[Mapping[str, Any], AnySiteConfig, str, Path, int], Participant]
 
 
 class ExecutorError(ValueError):
@@ -75,7 +75,7 @@ class ParticipantExecutor(Executor):
         self.participant = participant
         self.job_file = job_file
         self.stream_metrics = stream_metrics
-        self._site: SiteConfig | None = None
+        self._site: AnySiteConfig | None = None
         self._state: SiteState | None = None
         self._built: Participant | None = None
         self._handshake: Handshake | None = None
@@ -212,9 +212,7 @@ class ParticipantExecutor(Executor):
     def _private_paths(self) -> list[Path]:
         if self._site is None:
             return []
-        splits = [self._site.train, self._site.validation, self._site.test]
-        folders = [path for s in splits if s is not None for path in (s.images, s.annotations)]
-        return [*folders, self._site.cache_dir, self._site.state_dir, *self._site.weights.values()]
+        return self._site.private_paths()
 
     def _stream(self, metrics: Mapping[str, float], round_number: int, fl_ctx: FLContext) -> None:
         """Send scalars as FLARE events; they bypass result filters, so the same list holds here."""
