@@ -54,9 +54,7 @@ def test_wrong_answers_that_somebody_might_give(
 
 def test_without_a_near_answer_any_of_the_group_will_do() -> None:
     """Nothing else is shown: every other colour; chair is the only furniture of five classes."""
-    alone = Scene(
-        *[getattr(scene(), key) for key in ("image", "scene", "style")], (), scene().owner
-    )
+    alone = replace(scene(), objects=())
     assert set(plausible(Question("colour", "?", "red"), alone, WORDS)) == set(COLOURS) - {"red"}
     found = plausible(Question("category", "?", "chair"), scene(), WORDS)
     assert set(found) == {"dog", "cat", "car", "orange"}
