@@ -74,8 +74,12 @@ class Participant(Protocol):
             TrainingStopped: `should_stop` returned True.
         """
 
-    def finish(self, shared: dict[str, Tensor]) -> None:
-        """The run is over and these are its last shared tensors: keep what the site will use."""
+    def finish(self, shared: dict[str, Tensor]) -> dict[str, float]:
+        """The run is over and these are its last shared tensors: keep what the site will use.
+
+        Returns:
+            `test_...` metrics of the site's test data, if it has any.
+        """
 
     def personal_state(self) -> dict[str, Tensor]:
         """Tensors that stay at the site and must survive a restart."""

@@ -2,6 +2,7 @@
 
 import json
 import time
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -46,27 +47,42 @@ def demo(
     run_demo(DemoOptions(world, out, name, seed, tuple(overrides)), console)
 
 
+class Task(StrEnum):
+    """What a world is for."""
+
+    MULTILABEL = "multilabel"
+    PREFERENCE = "preference"
+
+
 @scenes_app.command("make")
 def scenes_make(
-    config: Annotated[
-        Path, typer.Option(help="World YAML, such as lab/vltune_lab/scenes/demo.yaml.")
-    ],
     out: Annotated[Path, typer.Option(help="Folder to write.")],
+    config: Annotated[
+        Path | None,
+        typer.Option(help="World YAML; default: demo.yaml or preference.yaml of the lab."),
+    ] = None,
+    task: Annotated[Task, typer.Option(help="Labels, or preference pairs.")] = Task.MULTILABEL,
     overrides: Overrides = [],  # noqa: B006 - typer reads the default once
 ) -> None:
-    """Write a world: COCO instances JSON and images per site, validation and test sets."""
+    """Write a world: images with COCO labels, or with preference pairs, per site and for tests."""
     from vltune_lab.scenes.make import make_world
-    from vltune_lab.scenes.world import WorldConfig
+    from vltune_lab.scenes.make_preference import make_preference_world
+    from vltune_lab.scenes.preference_world import PREFERENCE_WORLD, PreferenceWorld
+    from vltune_lab.scenes.world import DEMO_WORLD, WorldConfig
 
-    world = load_config(WorldConfig, config, overrides)
     began = time.perf_counter()
     with Progress(console=console) as progress:
-        task = progress.add_task("scenes")
-        made = make_world(
-            world,
-            out,
-            progress=lambda done, total: progress.update(task, completed=done, total=total),
-        )
+        bar = progress.add_task("scenes")
+
+        def show(done: int, total: int) -> None:
+            progress.update(bar, completed=done, total=total)
+
+        if task is Task.PREFERENCE:
+            pairs = load_config(PreferenceWorld, config or PREFERENCE_WORLD, overrides)
+            made = make_preference_world(pairs, out, progress=show)
+        else:
+            labels = load_config(WorldConfig, config or DEMO_WORLD, overrides)
+            made = make_world(labels, out, progress=show)
     seconds = time.perf_counter() - began
     if made.was_there:
         text = f"{out} holds this world already: {made.num_images} images"

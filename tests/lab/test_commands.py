@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from vltune import cli
 from vltune.site_config import read_site_config
 from vltune_lab.commands import register
+from vltune_lab.scenes.preference_world import PREFERENCE_WORLD
 
 WORLD = {
     "seed": 11,
@@ -88,6 +89,29 @@ def test_a_wrong_world_ends_with_a_message(run: Run, config: Path, tmp_path: Pat
     assert "image_size must be in 32..512" in make("--set", "image_size=8")
     config.write_text(yaml.safe_dump(WORLD | {"sites": []}))
     assert "sites need distinct names" in make()
+
+
+@pytest.mark.slow
+def test_scenes_make_preference(run: Run, tmp_path: Path) -> None:
+    """The packaged world, made small; the site's own file leads to its pairs."""
+    out = tmp_path / "world"
+    sizes = ["test=2", "image_size=32", "partition=dirichlet", "alpha=0.1"]
+    world = yaml.safe_load(PREFERENCE_WORLD.read_text())
+    for site in world["sites"]:
+        site |= {"train": 8, "validation": 8, "test": 8}
+    sizes.append(f"sites={json.dumps(world['sites'])}")
+    more = [part for size in sizes for part in ("--set", size)]
+    ended = run("scenes", "make", "--task", "preference", "--out", out, *more)
+    assert ended.status == 0
+    assert f"98 images in {out}, " in ended.out
+    site = read_site_config(out / "site-3" / "vltune_site.yaml")
+    assert site.data == "preference"
+    assert site.train.files == (out / "site-3" / "train.jsonl",)
+    ended = run("scenes", "make", "--task", "vqa", "--out", out)
+    assert ended.status == 2
+    ended = run("scenes", "make", "--task", "preference", "--out", out, "--set", "partition=x")
+    assert ended.status == 1
+    assert "partition: expected one of house_style, dirichlet, iid" in ended.err
 
 
 @pytest.mark.slow

@@ -103,12 +103,13 @@ class LoraParticipant:
             return cache.holds(digest)
 
         data = load_answer_data(self.site, already_read=already_read)
-        self.train_split, self.validation_split = (
-            cache.encode(
-                self._fitting(part), batch_size=self.job.batch_size, should_stop=should_stop
-            )
-            for part in (data.train, data.validation)
-        )
+
+        def encode(samples: ImageTextSamples) -> EncodedRecords:
+            kept = self._fitting(samples)
+            return cache.encode(kept, batch_size=self.job.batch_size, should_stop=should_stop)
+
+        self.train_split, self.validation_split = encode(data.train), encode(data.validation)
+        self.test_split = None if data.test is None else encode(data.test)
         wanted = self.job.lora.settings(backbone.lora_scope)
         self.settings = wanted.at_rank(self._own_rank())
         seed = derive_seed(self.job.seed, "", 0, "lora")
@@ -140,9 +141,9 @@ class LoraParticipant:
             self._told_zero_shot = True
             with self.lora.disable_adapter():
                 set_residual(self.lora, {}, self.settings)
-                metrics["zero_shot_accuracy"] = self._measure()["accuracy"]
+                metrics["zero_shot_accuracy"] = self._measure(self.validation_split)["accuracy"]
         self._receive(shared)
-        return Evaluation(metrics | self._measure())
+        return Evaluation(metrics | self._measure(self.validation_split))
 
     def train(
         self, shared: dict[str, Tensor], round_number: int, should_stop: ShouldStop
@@ -183,14 +184,21 @@ class LoraParticipant:
             },
         )
 
-    def finish(self, shared: dict[str, Tensor]) -> None:
-        """Write the site's final model, its own factors included, as a PEFT adapter folder."""
+    def finish(self, shared: dict[str, Tensor]) -> dict[str, float]:
+        """Write the site's final model, its own factors included, as a PEFT adapter folder.
+
+        Returns:
+            Its metrics on the site's test records as `test_...`; empty without any.
+        """
         self._receive(shared)
         folder = self.state_dir / EXPORT_FOLDER
         export_peft(
             read_factors(self.lora), self.settings, self.backbone.name, folder, self._residual
         )
         log.info("the adapter of this site is in its state folder, %s", EXPORT_FOLDER)
+        if self.test_split is None:
+            return {}
+        return {f"test_{name}": value for name, value in self._measure(self.test_split).items()}
 
     def personal_state(self) -> dict[str, Tensor]:
         """The site's own factors and what its optimiser remembers; empty before any training."""
@@ -297,11 +305,11 @@ class LoraParticipant:
             train_factors(self.lora, self._trained_kinds)
         return result.steps
 
-    def _measure(self) -> dict[str, float]:
+    def _measure(self, split: EncodedRecords) -> dict[str, float]:
         self.lora.eval()
         return measure_answers(
             self.backbone,
-            self.validation_split,
+            split,
             batch_size=self.job.batch_size,
             max_tokens=self.job.max_answer_tokens,
         )

@@ -211,8 +211,9 @@ class MultiLabelParticipant:
             },
         )
 
-    def finish(self, shared: dict[str, Tensor]) -> None:
+    def finish(self, shared: dict[str, Tensor]) -> dict[str, float]:
         """The global adapter is all there is; the server keeps it."""
+        return {}
 
     def personal_state(self) -> dict[str, Tensor]:
         """Trained tensors that stay here; none in FedMPT."""

@@ -31,8 +31,8 @@ def open_parquet(path: Path) -> Any:
             "(`pip install vltune[parquet]`), or write the table as JSON lines."
         ) from error
     try:
-        # Buffered: else a whole row group's images, which may be gigabytes, are read at once.
-        return pq.ParquetFile(path, buffer_size=_BUFFER_BYTES)
+        # Else a whole row group's images, which may be gigabytes, are read at once.
+        return pq.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False)
     except FileNotFoundError as error:
         raise ParquetError(
             f"{path}: no such data file. Correct `files:` in vltune_site.yaml."

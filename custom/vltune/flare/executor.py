@@ -133,7 +133,8 @@ class ParticipantExecutor(Executor):
         shared = to_tensors(FLModelUtils.from_shareable(shareable).params, "the server")
         evaluation = self._evaluate(participant, shared)
         if task_name == TASK_VALIDATE:
-            participant.finish(shared)
+            metrics = evaluation.metrics | participant.finish(shared)
+            evaluation = Evaluation(metrics, evaluation.histograms)
             self._stream(evaluation.metrics, round_number, fl_ctx)
             return evaluation_reply(evaluation, round_number)
         if should_stop():

@@ -262,7 +262,8 @@ def _others(
     return {
         name: value
         for name, value in (began | now).items()
-        if name.removeprefix("zero_shot_") in METRICS and not name.endswith(MAP)
+        if name.removeprefix("zero_shot_").removeprefix("test_") in METRICS
+        and not name.endswith(MAP)
     }
 
 

@@ -25,6 +25,8 @@ from vltune_lab.scenes.world import Split, WorldConfig, check_world, splits_of
 
 WORLD_VERSION = 2
 """Counts up when the same configuration would give other bytes."""
+MARKER = "world.json"
+"""Written last: it says that the world is whole."""
 
 
 @dataclass(frozen=True)
@@ -58,17 +60,8 @@ def make_world(
     """
     identity = {"world_version": WORLD_VERSION, "config": to_mapping(config)}
     total = sum(split.num_images for group in splits_of(config).values() for split in group)
-    marker = folder / "world.json"
-    if marker.exists():
-        if json.loads(marker.read_text()).get("hash") != sha256_json(identity):
-            raise OutputError(
-                f"{folder} holds another world. Choose a new --out, or remove that folder."
-            )
+    if holds_world(folder, identity, set(splits_of(config))):
         return MadeWorld(folder, total, was_there=True)
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"{folder} is a file. Choose a new --out.")
-    if folder.exists() and any(item.name not in splits_of(config) for item in folder.iterdir()):
-        raise OutputError(f"{folder} is not empty and holds no world. Choose a new --out.")
     library = load_library()
     check_world(config, library.classnames, library.styles)
     done = 0
@@ -81,9 +74,35 @@ def make_world(
         if owner != "global":
             _write_site_file(library, group, folder / owner)
     write_json_atomic(
-        marker, identity | {"hash": sha256_json(identity), "classnames": list(library.classnames)}
+        folder / MARKER,
+        identity | {"hash": sha256_json(identity), "classnames": list(library.classnames)},
     )
     return MadeWorld(folder, total, was_there=False)
+
+
+def holds_world(folder: Path, identity: dict, owners: set[str]) -> bool:
+    """Whether `folder` holds the whole world of this identity; False where one can be written.
+
+    Args:
+        folder: Output.
+        identity: What the world is made from.
+        owners: Folders that an interrupted earlier call may have left.
+
+    Raises:
+        OutputError: `folder` is a file, or holds another world or something else.
+    """
+    marker = folder / MARKER
+    if marker.exists():
+        if json.loads(marker.read_text()).get("hash") != sha256_json(identity):
+            raise OutputError(
+                f"{folder} holds another world. Choose a new --out, or remove that folder."
+            )
+        return True
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder} is a file. Choose a new --out.")
+    if folder.exists() and any(item.name not in owners for item in folder.iterdir()):
+        raise OutputError(f"{folder} is not empty and holds no world. Choose a new --out.")
+    return False
 
 
 def scenes_of(library: Library, config: WorldConfig, split: Split) -> Iterator[tuple[Scene, str]]:
@@ -109,7 +128,7 @@ def write_split(library: Library, config: WorldConfig, split: Split, folder: Pat
     images, annotations, captions = [], [], []
     for index, (scene, text) in enumerate(scenes_of(library, config, split)):
         file_name = f"{index:06d}.jpg"
-        _write_image(folder / "images" / file_name, jpeg_of(scene, config.jpeg_quality))
+        write_image(folder / "images" / file_name, jpeg_of(scene, config.jpeg_quality))
         size = config.image_size
         images.append({"id": index, "file_name": file_name, "width": size, "height": size,
                        "scene": scene.scene, "style": scene.style})  # fmt: skip
@@ -138,7 +157,8 @@ def labelled_classes(library: Library, split: Split) -> tuple[str, ...]:
     return tuple(name for name in library.classnames if name in known)
 
 
-def _write_image(path: Path, content: bytes) -> None:
+def write_image(path: Path, content: bytes) -> None:
+    """Write an image and the folders above it."""
     # A rename per image would halve the speed; world.json, written last, says that all are whole.
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

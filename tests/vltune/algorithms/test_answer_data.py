@@ -62,9 +62,7 @@ def test_files_of_their_own_must_not_share_an_image(tmp_path: Path) -> None:
     assert (len(data.train.images), len(data.validation.images), data.test) == (30, 10, None)
     write_site(tmp_path, range(20, 40))
     path = write_site(tmp_path, validation={"files": ["from20.jsonl"]}, test={"share": 0.5})
-    with pytest.raises(
-        RecordError, match=r"images are in both '(train|test)' and '(test|validation)'"
-    ):
+    with pytest.raises(RecordError, match=r"images are in both '\w+' and '\w+'"):
         load_answer_data(read(path))
 
 

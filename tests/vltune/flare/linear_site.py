@@ -83,8 +83,9 @@ class LinearSite:
         metrics = {"loss": sum(losses) / len(losses), "steps": float(len(losses))}
         return LocalUpdate(tensors, len(self.x), metrics | {"seconds_train": 0.0})
 
-    def finish(self, shared: dict[str, Tensor]) -> None:
+    def finish(self, shared: dict[str, Tensor]) -> dict[str, float]:
         (self.state / "finished.txt").write_text(str(float(shared["bias"].sum())))
+        return {"test_accuracy": 0.25}
 
     def personal_state(self) -> dict[str, Tensor]:
         return {"offset": self.offset}
