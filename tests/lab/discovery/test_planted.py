@@ -26,7 +26,7 @@ from vltune_lab.discovery.likelihood import (
 )
 from vltune_lab.discovery.likelihood_build import score_axes
 from vltune_lab.discovery.published import CACHES
-from vltune_lab.discovery.small_model import load_small_model
+from vltune_lab.discovery.small_model import SmallModel
 from vltune_lab.scenes.world import load_priors
 
 log = logging.getLogger(__name__)
@@ -42,10 +42,9 @@ def planted_auc(affinity: np.ndarray) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("embedded_extra")
-def test_the_small_model_knows_something_of_the_planted_scenes() -> None:
+def test_the_small_model_knows_something_of_the_planted_scenes(small_model: SmallModel) -> None:
     began = time.perf_counter()
-    model = load_small_model()
+    model = small_model
     ranked = rank_axes(score_axes(CLASSNAMES, model, lambda *_: None))
     pairs = pair_affinity(model, CLASSNAMES, lambda: None)
     neutral = neutral_likelihood(model, CLASSNAMES)

@@ -14,10 +14,12 @@ import torch
 from typer.testing import Result
 
 from vltune_lab.discovery.answers import AnswerError, read_sentences
+from vltune_lab.discovery.asking import Asker
 from vltune_lab.discovery.backend import BackendError, Budget, BudgetError, Question
 from vltune_lab.discovery.chat_form import encode_question, find_form
 from vltune_lab.discovery.model_folder import load_model_folder, weights_sha256
 from vltune_lab.discovery.prompts import describe_question
+from vltune_lab.discovery.raw_answers import RawAnswers
 from vltune_lab.discovery.transformers_backend import GumbelNoise, TransformersBackend
 
 transformers = pytest.importorskip("transformers")
@@ -346,6 +348,19 @@ def test_build_with_a_model_that_babbles(
     assert out.read_text() == "old"
     missing = conditions(*arguments)
     assert "--llm transformers needs a folder on this disk" in str(missing.exception)
+
+
+def test_kept_answers_are_not_generated_again(tiny: Path, tmp_path: Path) -> None:
+    """Two questions; a fresh process, here a freshly loaded folder, asks neither again."""
+    questions = [QUESTION, replace(QUESTION, data='["dog"]')]
+    texts = []
+    for requests, resumed in ((2, 0), (0, 2)):
+        backend, budget = opened(tiny)
+        asker = Asker(backend, RawAnswers(tmp_path / "any.answers.jsonl"), workers=1)
+        readers = [lambda answer: answer.text] * 2
+        texts.append(asker.ask_all(questions, readers, lambda: None))
+        assert (budget.requests, asker.asked.resumed) == (requests, resumed)
+    assert texts[0] == texts[1]
 
 
 def test_describe_question_fits_the_form(tiny: Path) -> None:
