@@ -1,6 +1,7 @@
 """Reads the language model's answers; what is not as asked is an error, never guessed at."""
 
 import json
+import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from typing import Any
 from vltune_lab.discovery.backend import Answer
 
 MAX_SENTENCE = 600
+# What a form shows in place of text; small models hand it back: "<text>", "...".
+_PLACEHOLDER = re.compile(r"<[^<>]*>|[\W_]*")
 # An answer may miss some of the wanted sentences; below this share it is asked for again.
 MIN_SHARE = 0.5
 
@@ -33,7 +36,7 @@ class RawCondition:
 
 
 def read_sentences(answer: Answer, asked: Sequence[int]) -> dict[int, str]:
-    """Return the sentence for each combination id; unknown ids and empty texts are passed over.
+    """Return the sentence for each combination id; unknown ids and texts without words are left.
 
     Raises:
         AnswerError: Cut off, no JSON, not the form, or sentences for fewer than half of the ids.
@@ -41,7 +44,7 @@ def read_sentences(answer: Answer, asked: Sequence[int]) -> dict[int, str]:
     wanted = set(asked)
     found: dict[int, str] = {}
     for entry in _entries(answer, "sentences"):
-        number, text = _number(entry.get("id")), one_line(entry.get("sentence"))
+        number, text = _number(entry.get("id")), _words(entry.get("sentence"))
         if number in wanted and 0 < len(text) <= MAX_SENTENCE:
             found.setdefault(number, text)
     if len(found) < MIN_SHARE * len(wanted):
@@ -57,10 +60,10 @@ def read_conditions(answer: Answer, asked: Sequence[int]) -> list[RawCondition]:
     """
     found = []
     for entry in _entries(answer, "conditions"):
-        name = one_line(entry.get("name"))
+        name = _words(entry.get("name"))
         if name:
             values = _values(entry.get("values"), set(asked))
-            found.append(RawCondition(name, one_line(entry.get("gloss")), values))
+            found.append(RawCondition(name, _words(entry.get("gloss")), values))
     if not found:
         raise AnswerError("has no condition with a name")
     return found
@@ -74,6 +77,12 @@ def one_line(text: object) -> str:
     return "".join(
         letter for letter in spaced if letter == " " or unicodedata.category(letter)[0] != "C"
     ).strip()
+
+
+def _words(text: object) -> str:
+    """Return text on one line; empty if it is none, or only repeats a placeholder of the form."""
+    line = one_line(text)
+    return "" if _PLACEHOLDER.fullmatch(line) else line
 
 
 def find_object(text: str, key: str) -> dict[str, Any]:
@@ -117,7 +126,7 @@ def _values(entries: object, wanted: set[int]) -> dict[int, str]:
     for entry in entries if isinstance(entries, list) else []:
         if not isinstance(entry, dict):
             continue
-        value = one_line(entry.get("value")).casefold()
+        value = _words(entry.get("value")).casefold()
         numbers = entry.get("sentences")
         for number in map(_number, numbers if isinstance(numbers, list) else []):
             if value and number in wanted:

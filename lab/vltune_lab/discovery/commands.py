@@ -1,28 +1,25 @@
-"""`vltune conditions`: make, check and show condition caches."""
+"""`vltune conditions`: make, check, show and edit condition caches."""
 
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import Progress, TaskID
-from rich.table import Table
-from rich.text import Text
 
-from vltune.conditions import ConditionSet, conditions_from_mapping, read_condition_cache
 from vltune.files import OutputError, write_json_atomic
-from vltune_lab.discovery.answers import one_line
 from vltune_lab.discovery.class_list import read_class_list
+from vltune_lab.discovery.review_commands import add_review_commands, say, table_of
 
 if TYPE_CHECKING:
     from vltune_lab.discovery.build import BuildOptions
 
 conditions_app = typer.Typer(help="Visual conditions of a class list.", no_args_is_help=True)
+add_review_commands(conditions_app)
 
-Cache = Annotated[Path, typer.Argument(metavar="PATH", help="A condition cache.")]
-BACKENDS = ("openai", "embedded")
+BACKENDS = ("openai", "transformers", "embedded", "none")
 
 
 def register(app: typer.Typer) -> None:
@@ -34,7 +31,7 @@ def register(app: typer.Typer) -> None:
 def build(  # noqa: PLR0913 - one argument an option
     classes: Annotated[Path, typer.Option(help="Text file, one class name a line.")],
     out: Annotated[Path, typer.Option(help="Cache to write, NAME.json.")],
-    model: Annotated[str, typer.Option(help="As the endpoint calls it.")] = "",
+    model: Annotated[str, typer.Option(help="As the endpoint calls it, or a folder.")] = "",
     k: Annotated[int, typer.Option(help="Number of conditions.")] = 5,
     llm: Annotated[str, typer.Option(help=f"One of: {', '.join(BACKENDS)}.")] = BACKENDS[0],
     base_url: Annotated[
@@ -51,15 +48,16 @@ def build(  # noqa: PLR0913 - one argument an option
     """Find the conditions of a class list with a language model.
 
     `--llm openai` asks an endpoint; answers are kept beside the cache and the same command again
-    goes on from them. `--llm embedded` scores a list of axes offline with a small model; the
-    options from --base-url on have no use there. The cache is written when all is well, else it
-    stays as it was.
+    goes on from them. `--llm transformers` asks a model in a local folder, --model, the same way,
+    one question at a time; address, workers, timeout and repeats have no use there.
+    `--llm embedded` scores a list of axes offline with a small model; the options from --base-url
+    on have no use there. `--llm none` takes the paper's conditions over. The cache is written when
+    all is well, else it stays as it was.
     """
     from vltune_lab.discovery.asking import Asker
     from vltune_lab.discovery.backend import BackendError, Budget
+    from vltune_lab.discovery.backends import BackendOptions, open_backend
     from vltune_lab.discovery.build import BuildOptions, build_conditions
-    from vltune_lab.discovery.openai_backend import OpenAIBackend, OpenAIOptions
-    from vltune_lab.discovery.openai_http import Endpoint, read_key
     from vltune_lab.discovery.raw_answers import RawAnswers, answers_path
 
     if llm not in BACKENDS:
@@ -71,28 +69,32 @@ def build(  # noqa: PLR0913 - one argument an option
     if llm == "embedded":
         _build_embedded(classnames, options, model, out)
         return
+    if llm == "none":
+        _build_from_paper(classnames, options, model, out)
+        return
     budget = Budget(max_requests, max_tokens)
-    endpoint = Endpoint(base_url, timeout, read_key())
-    openai = OpenAIOptions(model, repeats, max_answer_tokens=max_answer_tokens)
-    backend = OpenAIBackend(endpoint, openai, budget)
     console = Console()
-    if endpoint.is_key_exposed:
-        _say(console, f"warning: the key travels unencrypted to {base_url}; https would hide it")
-    asker = Asker(backend, RawAnswers(answers_path(out)), workers)
     began = time.perf_counter()
+    language_model = BackendOptions(
+        llm, model, base_url, max_answer_tokens, workers, timeout, repeats
+    )
+    opened = open_backend(language_model, budget)
+    if opened.warning:
+        say(console, opened.warning)
+    asker = Asker(opened.backend, RawAnswers(answers_path(out)), opened.workers)
     try:
         with Progress(console=console) as bars:
             content = build_conditions(classnames, options, asker, _stage_bars(bars))
         write_json_atomic(out, content)
     finally:
         seconds = time.perf_counter() - began
-        _say(
+        say(
             console,
             f"{budget.requests} requests, {budget.tokens} tokens, {seconds:.1f} s; "
             f"{asker.asked.resumed} answers from an earlier run",
         )
     console.print(table_of(content))
-    _say(console, str(out))
+    say(console, str(out))
 
 
 def _build_embedded(
@@ -110,70 +112,26 @@ def _build_embedded(
     with Progress(console=console) as bars:
         content = build_by_likelihood(classnames, options, small, _stage_bars(bars))
     write_json_atomic(out, content)
-    _say(console, f"0 requests, 0 tokens, {time.perf_counter() - began:.1f} s")
+    say(console, f"0 requests, 0 tokens, {time.perf_counter() - began:.1f} s")
     fallback = content["made_by"]["fallback"]
     if fallback:
-        _say(console, f"warning: from the paper, not from the model: {', '.join(fallback)}")
+        say(console, f"warning: from the paper, not from the model: {', '.join(fallback)}")
     console.print(table_of(content))
-    _say(console, str(out))
+    say(console, str(out))
 
 
-@conditions_app.command("check")
-def check(
-    path: Cache,
-    classes: Annotated[
-        Path | None, typer.Option(help="Class list that the cache must have been made for.")
-    ] = None,
+def _build_from_paper(
+    classnames: tuple[str, ...], options: "BuildOptions", model: str, out: Path
 ) -> None:
-    """Check a cache: form, hashes and, if given, the class list."""
-    content = read_condition_cache(path)
-    names = read_class_list(classes) if classes else None
-    found = conditions_from_mapping(content, names, str(path))
-    _say(Console(), f"{path}: good. {_summary(found, content)}")
+    from vltune_lab.discovery.backend import BackendError
+    from vltune_lab.discovery.from_paper import build_from_paper
 
-
-@conditions_app.command("show")
-def show(path: Cache) -> None:
-    """Show the conditions of a cache, and where they come from."""
-    content = read_condition_cache(path)
-    found = conditions_from_mapping(content, None, str(path))
-    console = Console()
-    console.print(table_of(content))
-    _say(console, _summary(found, content))
-
-
-def table_of(content: dict[str, Any]) -> Table:
-    """Return the conditions of a checked cache as a table: condition, gloss, score, origin."""
-    made_by = content["made_by"]
-    candidates = made_by.get("candidates")
-    scores = {
-        entry["name"]: entry.get("score")
-        for entry in (candidates if isinstance(candidates, list) else [])
-        if isinstance(entry, dict) and isinstance(entry.get("name"), str)
-    }
-    model = made_by.get("model")
-    # A foreign cache may hold anything here, also what steers a terminal.
-    origin = one_line(f"{made_by['method']} {model}" if model else made_by["method"])
-    table = Table("condition", "gloss", "score", "origin")
-    for entry in content["conditions"]:
-        score = scores.get(entry["name"])
-        shown = f"{score:.2f}" if isinstance(score, float | int) else "-"
-        # As text: names may hold brackets, which rich would take for markup.
-        table.add_row(*map(Text, (entry["name"], entry["gloss"], shown, origin)))
-    return table
-
-
-def _summary(found: ConditionSet, content: dict[str, Any]) -> str:
-    made_by = content["made_by"]
-    return (
-        f"{len(found.names)} conditions, {len(found.classnames)} classes "
-        f"({found.class_list_hash[:12]}), "
-        + one_line(f"made by {made_by['method']}, {made_by['date']}")
-    )
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    if model:
+        raise BackendError(f"--model is {model!r}; --llm none has no model, so leave it out.")
+    content = build_from_paper(options.name, classnames, options.k)
+    write_json_atomic(out, content)
+    Console().print(table_of(content))
+    say(Console(), str(out))
 
 
 def _stage_bars(bars: Progress) -> Callable[[str, int, int], None]:

@@ -28,6 +28,7 @@ class AxisScore:
         """Return it as `made_by` holds it."""
         return {
             "name": self.axis.name,
+            "gloss": self.axis.gloss,
             "template": self.axis.template,
             "values": list(self.axis.values),
             "control": self.axis.is_control,

@@ -9,6 +9,7 @@ from vltune.conditions import condition_cache_mapping
 from vltune_lab.discovery.axes import AXES, CONTROLS, NEUTRAL, Axis
 from vltune_lab.discovery.backend import BackendError
 from vltune_lab.discovery.build import BuildOptions, Progress
+from vltune_lab.discovery.from_paper import PAPER_CONDITIONS
 from vltune_lab.discovery.likelihood import (
     AxisScore,
     axis_information,
@@ -16,7 +17,6 @@ from vltune_lab.discovery.likelihood import (
     pmi_profiles,
     rank_axes,
 )
-from vltune_lab.discovery.published import PAPER_CONDITIONS
 from vltune_lab.discovery.small_model import LikelihoodModel
 
 METHOD = "language model, likelihood"

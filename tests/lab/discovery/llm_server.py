@@ -33,6 +33,12 @@ STATUS_MODES = {
     "moved": (302, 0),
     "gives-up": (401, -4),
 }
+# llama.cpp's server names a model by its path.
+MODEL_NAMES = {
+    "path": "/home/someone/models/small.gguf",
+    "windows-path": "C:\\models\\small.gguf",
+    "publisher": "someone/small",
+}
 
 
 def describe(data: dict[str, Any]) -> dict[str, Any]:
@@ -116,7 +122,11 @@ class Handler(BaseHTTPRequestHandler):
         choice = {"message": {"content": text}, "finish_reason": "stop"}
         if mode == "cut":
             choice["finish_reason"] = "length"
-        content = {"model": "local-1", "choices": [choice], "usage": {"total_tokens": 100}}
+        content = {
+            "model": MODEL_NAMES.get(mode, "local-1"),
+            "choices": [choice],
+            "usage": {"total_tokens": 100},
+        }
         if mode == "uncounted":
             del content["usage"]
         if mode in ("gzip", "chunked", "chunked-half"):

@@ -4,6 +4,7 @@ import pytest
 
 from vltune_lab.discovery.answers import (
     AnswerError,
+    RawCondition,
     find_object,
     one_line,
     read_conditions,
@@ -36,6 +37,19 @@ def test_half_of_the_sentences_are_enough_and_fewer_are_not() -> None:
     assert read_sentences(answer(content), [0, 1]) == {0: "A cat."}
     with pytest.raises(AnswerError, match="has sentences for 1 of 3"):
         read_sentences(answer(content), [0, 1, 2])
+
+
+@pytest.mark.parametrize("echo", ["<text>", " <your sentence> ", "...", "…", "-_-"])
+def test_a_form_that_is_handed_back_is_no_text(echo: str) -> None:
+    sentences = {"sentences": [{"id": 0, "sentence": echo}]}
+    with pytest.raises(AnswerError, match="has sentences for 0 of 1"):
+        read_sentences(answer(sentences), [0])
+    value = {"value": echo, "sentences": [0]}
+    content = {"conditions": [{"name": "light", "gloss": echo, "values": [value]}]}
+    assert read_conditions(answer(content), [0]) == [RawCondition("light", "", {})]
+    content["conditions"][0]["name"] = echo
+    with pytest.raises(AnswerError, match="no condition with a name"):
+        read_conditions(answer(content), [0])
 
 
 def test_conditions_with_their_values() -> None:

