@@ -68,6 +68,26 @@ def conditions(
     show(write_results(out, {"protocol": "conditions", **provenance(command), "rows": rows}))
 
 
+@bench_app.command("fedvlm")
+def fedvlm(
+    quick: Quick = False,
+    seeds: Annotated[str, typer.Option(help="Comma-separated seeds.")] = "7,8,9",
+    settings: Annotated[str, typer.Option(help="Comma-separated; empty: all.")] = "",
+    worlds: Annotated[Path, typer.Option(help="Folder of the worlds.")] = Path("build/preference"),
+    out: Annotated[Path, typer.Option(help="Result file.")] = RESULTS_FOLDER / "fedvlm.json",
+) -> None:
+    """FedVLM's personalised LoRA against its rivals on the preference world."""
+    from vltune_lab.bench.fedvlm import run_fedvlm, settings_of
+
+    numbers = [int(text) for text in seeds.split(",")]
+    with Progress(console=Console()) as bars:
+        rows = run_fedvlm(numbers, worlds, bars, quick=quick, settings=settings_of(settings))
+    command = f"vltune bench fedvlm --seeds {seeds}"
+    command += f" --settings '{settings}'" if settings else ""
+    command += " --quick" if quick else ""
+    show(write_results(out, {"protocol": "fedvlm", **provenance(command), "rows": rows}))
+
+
 @bench_app.command("scenes")
 def scenes(
     quick: Quick = False,

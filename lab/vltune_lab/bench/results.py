@@ -19,11 +19,13 @@ from vltune.files import write_json_atomic
 
 RESULTS_FOLDER = Path("benchmarks/results")
 PROTOCOL, BENCHMARK = "protocol", "benchmark"
-FRACTIONS = frozenset({"mAP", "CF1", "OF1", "worst_site_mAP", "zero_shot_mAP"})
+FRACTIONS = frozenset(
+    {"mAP", "CF1", "OF1", "worst_site_mAP", "zero_shot_mAP", "accuracy", "worst_site"}
+)
 AMOUNTS = frozenset(
     {"bytes_up", "bytes_down", "seconds", "baseline", "ours", "ratio", "max_abs_error", "repeats"}
 )
-NUMBERS = FRACTIONS | AMOUNTS | {"spurious_activation"}
+NUMBERS = FRACTIONS | AMOUNTS | {"spurious_activation", "exactness_error"}
 
 _REQUIRED = {
     PROTOCOL: {"method": str, "setting": str, "seed": int},
