@@ -66,3 +66,26 @@ class LoraJob:
                 "expected warm_up_epochs >= 0 and max_answer_tokens and batch_size >= 1, got "
                 f"{self.warm_up_epochs}, {self.max_answer_tokens} and {self.batch_size}"
             )
+
+
+def own_rank(job: LoraJob, rank: int | None) -> int:
+    """The rank of one site.
+
+    Args:
+        job: With the global rank.
+        rank: What the site's file says; None: the job's.
+
+    Raises:
+        ConfigError: The aggregation needs one rank, or the site's is above the job's.
+    """
+    most, mode = job.lora.rank, job.aggregation.description
+    if rank is None or rank == most:
+        return most
+    if not mode.has_mixed_ranks:
+        raise ConfigError(
+            f"lora_rank is {rank} at this site and {most} in the job, but aggregation mode "
+            f"{mode.name} needs one rank. Remove lora_rank, or take svd, stack or hetlora."
+        )
+    if rank > most:
+        raise ConfigError(f"lora_rank is {rank}, above the job's {most}. Lower it.")
+    return rank

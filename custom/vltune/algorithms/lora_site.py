@@ -24,9 +24,8 @@ from vltune.algorithms.encoded_records import (
     TokenCache,
     without_long,
 )
-from vltune.algorithms.lora_job import LoraJob
+from vltune.algorithms.lora_job import LoraJob, own_rank
 from vltune.backbones.vision_language import VisionLanguageBackbone
-from vltune.config import ConfigError
 from vltune.data.image_text import ImageTextSamples
 from vltune.files import sha256_json
 from vltune.lora import (
@@ -111,7 +110,7 @@ class LoraParticipant:
         self.train_split, self.validation_split = encode(data.train), encode(data.validation)
         self.test_split = None if data.test is None else encode(data.test)
         wanted = self.job.lora.settings(backbone.lora_scope)
-        self.settings = wanted.at_rank(self._own_rank())
+        self.settings = wanted.at_rank(own_rank(self.job, self.site.lora_rank))
         seed = derive_seed(self.job.seed, "", 0, "lora")
         self.lora = add_lora(backbone.model, self.settings, seed, allowed=backbone.lora_scope)
         train_factors(self.lora, self._trained_kinds)
@@ -249,24 +248,6 @@ class LoraParticipant:
             max_answer=backbone.max_answer_tokens,
             max_share=self.site.max_skipped_share,
         )
-
-    def _own_rank(self) -> int:
-        """The job's rank, or this site's lower one.
-
-        Raises:
-            ConfigError: The aggregation needs one rank, or the site's is above the job's.
-        """
-        rank, most = self.site.lora_rank, self.job.lora.rank
-        if rank is None or rank == most:
-            return most
-        if not self.mode.has_mixed_ranks:
-            raise ConfigError(
-                f"lora_rank is {rank} at this site and {most} in the job, but aggregation mode "
-                f"{self.mode.name} needs one rank. Remove lora_rank, or take svd, stack or hetlora."
-            )
-        if rank > most:
-            raise ConfigError(f"lora_rank is {rank}, above the job's {most}. Lower it.")
-        return rank
 
     def _receive(self, shared: dict[str, Tensor]) -> None:
         factors, self._residual = split_residual(shared)

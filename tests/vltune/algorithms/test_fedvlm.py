@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from nvflare.apis.shareable import Shareable
+from nvflare.fuel.utils import fobs
 from peft import PeftModel
+from safetensors.torch import load_file
 from torch import Tensor
 
 sys.path.append(str(Path(__file__).parent))
@@ -23,6 +26,7 @@ from vltune.algorithms.lora_site import EXPORT_FOLDER, LoraParticipant
 from vltune.backbones.checkpoint import BackboneConfig
 from vltune.backbones.florence2 import load_florence2
 from vltune.config import ConfigError
+from vltune.flare.persistor import LAST_FILE, read_adapter
 from vltune.lora import read_factors
 from vltune.lora_factors import parse_factor_name
 from vltune.site_config import read_site_config
@@ -235,6 +239,35 @@ def test_a_federation_runs_in_every_mode(federation: Any, mode: str) -> None:
         assert set(last["exactness_by_module"]) == {
             parse_factor_name(name)[0] for name in state["shared"]
         }
+
+
+def test_the_bytes_of_a_are_in_no_message(
+    federation: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every message between sites and server as FLARE serialises it; B is the positive control."""
+    messages: list[bytes] = []
+
+    def recorded(message: Shareable) -> Shareable:
+        messages.append(fobs.dumps(message))
+        return fobs.loads(messages[-1])
+
+    monkeypatch.setattr("vltune_lab.jobs.in_process.over_the_wire", recorded)
+    output, _ = federation()
+    sent = read_adapter(output / LAST_FILE)[0]
+    assert kinds_of(sent) == {"B"}
+    shared = next(value for value in sent.values() if value.any())
+    assert any(shared.numpy().tobytes() in message for message in messages)
+    kept = [
+        tensors
+        for path in (tmp_path / "data").glob("*/vltune_state/*/*/personal_round*.safetensors")
+        for tensors in [load_file(path)]
+    ]
+    assert len(kept) == 4  # two sites, two rounds
+    for tensors in kept:
+        for name, value in tensors.items():
+            if value.ndim == 2 and value.shape[1] >= 8 and value.any():
+                rows = [row.numpy().tobytes() for row in value if row.any()]
+                assert not any(row in message for row in rows for message in messages), name
 
 
 def test_plora_sends_less_than_half_of_both_factors(federation: Any) -> None:
