@@ -88,6 +88,21 @@ def fedvlm(
     show(write_results(out, {"protocol": "fedvlm", **provenance(command), "rows": rows}))
 
 
+@bench_app.command("florence-shape")
+def florence_shape(
+    quick: Quick = False,
+    out: Annotated[Path, typer.Option(help="Result file.")] = RESULTS_FOLDER
+    / "florence-shape.json",
+) -> None:
+    """Time, memory and bytes of a LoRA step on Florence-2-base's shape, with random weights."""
+    from vltune_lab.bench.florence_shape import run_florence_shape
+
+    rows = run_florence_shape(quick)
+    command = "vltune bench florence-shape" + (" --quick" if quick else "")
+    path = write_results(out, {"benchmark": "florence-shape", **provenance(command), "rows": rows})
+    show(path)
+
+
 @bench_app.command("scenes")
 def scenes(
     quick: Quick = False,
