@@ -115,6 +115,11 @@ def rounds_table(summary: RunSummary) -> Markup:
         ]
         for r in summary.per_round
     ]
+    if any(r.exactness_error is not None for r in summary.per_round):
+        # How far the joined LoRA is from the mean of the sites' products.
+        header.append("exactness error")
+        for row, r in zip(rows, summary.per_round, strict=True):
+            row.append(formats.number(r.exactness_error))
     return table(header, rows)
 
 

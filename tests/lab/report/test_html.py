@@ -81,6 +81,7 @@ def test_a_run_with_another_metric_has_a_report(run_folder: Path) -> None:
     content = json.loads((run_folder / "summary.json").read_text())
     for entry in content["per_round"]:
         entry.update(mAP=None, worst_site_mAP=None, score=0.5, worst_site_score=0.4)
+    content["per_round"][1]["exactness_error"] = 0.25
     for value, entry in enumerate(content["per_site"]):
         figures = {"zero_shot_accuracy": 0.2, "accuracy": 0.4 + value / 10, "rouge_l": 0.7}
         entry.update(mAP=None, zero_shot_mAP=None, CF1=None, OF1=None, metrics=figures)
@@ -99,6 +100,7 @@ def test_a_run_with_another_metric_has_a_report(run_folder: Path) -> None:
     assert "reaches 50.0 % accuracy on the sites' validation data: 30.0 points above" in text
     assert "The worst site is site-1 with 40.0 %, 20.0 points above its own zero-shot" in text
     assert "rouge_l" in text
+    assert "exactness error" in text
     assert "mAP" not in text.replace("global_mAP", "")
 
 
