@@ -280,6 +280,20 @@ def test_plora_sends_less_than_half_of_both_factors(federation: Any) -> None:
     assert 0.9 < both / sent["fedavg"] < 1.3  # names and metrics travel twice
 
 
+def test_with_partial_participation_each_site_warms_up_at_its_first_round(federation: Any) -> None:
+    names = ("site-1", "site-2", "site-3")
+    asked = make_job(Path("unused"))["federation"] | {"rounds": 6, "min_sites": 1}
+    output, state = federation(names=names, federation=asked | {"participation": 0.3})
+    lines = [json.loads(text) for text in (output / "metrics.jsonl").read_text().splitlines()]
+    warm = {(r["site"], r["round"]) for r in lines if r.get("metric") == "steps_warm_up"}
+    drawn = [(record["round"], record["sites"]) for record in state["rounds"][1:]]
+    assert all(len(sites) == 1 for _, sites in drawn)
+    first = {site: number for number, (site,) in reversed(drawn)}
+    # Round N of the records is the training of task N - 1; the run's first site begins with it.
+    assert warm == {(site, number) for site, number in first.items() if number > 1}
+    assert warm
+
+
 def test_a_site_of_lower_rank_takes_part(federation: Any, tmp_path: Path) -> None:
     folder = write_site(tmp_path / "data", "site-2")
     path = folder / "vltune_site.yaml"
