@@ -59,7 +59,7 @@ class RunConfig:
         run_id: Under which sites keep their state; empty makes a new one.
         start_round: Rounds behind the adapter that a resumed run continues from.
         best: Metric of the best global model so far, -1 for none.
-        facts: What each site's handshake must say, such as the hash of the job's class list.
+        facts: How facts of each site's handshake must begin (the hash of the job's class list).
     """
 
     name: str

@@ -45,7 +45,7 @@ def compare_sites(
         failed: Site -> why it showed nothing.
         min_sites: Fewest sites to go on with.
         required: Shared tensors of the adapter that the run continues from, if any.
-        facts: What the job itself says of them, such as the hash of its class list.
+        facts: How facts of each site must begin, such as the hash of the job's class list.
 
     Raises:
         FederationError: Two groups are equally large, or fewer than `min_sites` agree.
@@ -125,7 +125,7 @@ def _unusable(handshake: Handshake, required: SharedSpec | None, facts: Mapping[
     other = [
         f"{name} is {_short(handshake.facts.get(name, 'nothing'))}, the job's is {_short(value)}"
         for name, value in sorted(facts.items())
-        if handshake.facts.get(name) != value
+        if not handshake.facts.get(name, "").startswith(value)
     ]
     return f"works on another job: {', '.join(other)}" if other else ""
 

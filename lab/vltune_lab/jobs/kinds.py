@@ -5,10 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from vltune.algorithms.fedmpt import FedMPTConfig
-from vltune.algorithms.fedvlm import FedVLMConfig
-from vltune.algorithms.lora_job import LoraJob
 from vltune.algorithms.multilabel_site import MultiLabelJob
-from vltune.config import from_mapping
+from vltune.config import ConfigError, from_mapping
 from vltune_lab.jobs.global_test import finish
 from vltune_lab.jobs.resolve import Job, JobKind
 from vltune_lab.report.html import build_report
@@ -19,14 +17,23 @@ FEDMPT_YAML = REPOSITORY / "jobs" / "fedmpt" / "fedmpt.yaml"
 FEDVLM_YAML = REPOSITORY / "jobs" / "fedvlm" / "fedvlm.yaml"
 
 
+EVERY_JOB = {"name", "method", "seed", "participant", "federation"}
+
+
 def check_fedmpt(job: Job) -> None:
     """Read the job as a site will: a wrong key ends here and not at every site."""
+    _refuse_unknown(job, {"model"}, MultiLabelJob)
     from_mapping(FedMPTConfig, job.get("model", {}), f"{FEDMPT_YAML}: model")
     _read(MultiLabelJob, job, FEDMPT_YAML)
 
 
 def check_fedvlm(job: Job) -> None:
     """Read the job as a site will."""
+    # Behind these is transformers, for which the other jobs should not wait.
+    from vltune.algorithms.fedvlm import FedVLMConfig
+    from vltune.algorithms.lora_job import LoraJob
+
+    _refuse_unknown(job, set(), FedVLMConfig, LoraJob)
     _read(FedVLMConfig, job, FEDVLM_YAML)
     _read(LoraJob, job, FEDVLM_YAML)
 
@@ -38,6 +45,17 @@ def finish_fedvlm(
     write_summary(run_folder, summary)
     build_report(run_folder)
     return summary | {"artefacts": {**summary["artefacts"], "report": "report.html"}}
+
+
+def _refuse_unknown(job: Job, others: set[str], *classes: type[Any]) -> None:
+    """A misspelt key would leave its value at the default and say nothing."""
+    known = EVERY_JOB | others | {key for cls in classes for key in cls.__dataclass_fields__}
+    unknown = sorted(set(job) - known)
+    if unknown:
+        raise ConfigError(
+            f"the job {job['name']!r}: unknown key {', '.join(unknown)}; known: "
+            f"{', '.join(sorted(known))}."
+        )
 
 
 def _read(cls: type[Any], job: Job, source: Path) -> None:

@@ -42,6 +42,15 @@ def test_the_tensors_themselves_count_not_only_their_announced_hash() -> None:
     assert "initial tensors" in left_out["b"]
 
 
+def test_a_majority_that_works_on_another_class_list_is_left_out() -> None:
+    other = shown(class_list="d" * 64)
+    handshakes = {"a": other, "b": shown(), "c": other}
+    roll_call = compare_sites(handshakes, {}, 1, facts={"class_list": "b" * 16})
+    assert roll_call.sites == ("b",)
+    reason = "works on another job: class_list is dddddddddddd..., the job's is bbbbbbbbbbbbbbbb"
+    assert roll_call.left_out == {"a": reason, "c": reason}
+
+
 def test_two_equal_halves_are_an_error_that_names_both() -> None:
     with pytest.raises(FederationError, match="a against b: class_list"):
         compare_sites({"a": shown(), "b": shown(class_list="c" * 64)}, {}, 1)
