@@ -122,10 +122,8 @@ def build_conditions(
     combinations = sample_combinations(len(classnames), number, options.seed)
     sentences = _describe(classnames, combinations, options, asker, progress)
     raw = _induce(sentences, options, asker, progress)
-    meaning = None
-    if embedder is not None:
-        counter = partial(_counter, progress=progress)
-        meaning = embedded_meaning(embedder, options.same_meaning, counter)
+    counter = partial(_counter, progress=progress)
+    meaning = embedded_meaning(embedder, options.same_meaning, counter) if embedder else None
     candidates = merge_conditions(raw, classnames, meaning=meaning)
     classes_of = {number: combinations[number] for number in sentences}
     ranked = choose_merged(candidates, classes_of, len(classnames), options.k, options.same_meaning)
@@ -141,7 +139,7 @@ def build_conditions(
         },
         **_found(ranked, candidates),
     }
-    if embedder is not None:
+    if embedder:
         made_by["embedding"] = comparison_record(embedder, options.same_meaning, candidates)
     return condition_cache_mapping(options.name, classnames, chosen, made_by)
 

@@ -112,17 +112,25 @@ def merge_conditions(
         cosines = meaning.similarity([f"{one.name}: {one.gloss}" for one in ordered])
         is_one = is_one | (cosines >= meaning.threshold)
     groups: dict[int, Candidate] = {}
-    for index, candidate in enumerate(ordered):
-        leader = next((first for first in groups if is_one[first][index]), None)
-        if leader is None:
-            groups[index] = candidate
+    for index, leader in enumerate(_leaders(is_one)):
+        if leader == index:
+            groups[index] = ordered[index]
             continue
-        groups[leader] = _unite(groups[leader], candidate)
-        cosine = None if cosines is None else float(cosines[leader][index])
-        into, alike = ordered[leader].name, float(letters[leader][index])
-        merged.merges.append(Merge(candidate.name, into, alike, cosine))
+        groups[leader] = _unite(groups[leader], ordered[index])
+        cosine = None if cosines is None else float(cosines[leader, index])
+        names = ordered[index].name, ordered[leader].name
+        merged.merges.append(Merge(*names, float(letters[leader, index]), cosine))
     merged.kept = list(groups.values())
     return merged
+
+
+def _leaders(is_one: np.ndarray) -> list[int]:
+    """Return for each of N the first leader before it that it is one with, (N, N), else itself."""
+    leaders: list[int] = []
+    for index in range(len(is_one)):
+        before = (first for first in range(index) if leaders[first] == first)
+        leaders.append(next((first for first in before if is_one[first, index]), index))
+    return leaders
 
 
 def _distinct_names(
