@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from vltune_lab.discovery.answers import AnswerError
 from vltune_lab.discovery.backend import Answer, Backend, BackendError, Question
@@ -66,12 +66,16 @@ class Asker:
         backend: Answers what the memory does not hold.
         raw: Where answers are kept.
         workers: Questions under way at once.
+        attempts: Answers to one question, all but the last of which could not be used.
+        cure: What to do if none could, for the message.
         asked: What was used so far.
     """
 
     backend: Backend
     raw: RawAnswers
     workers: int = 4
+    attempts: int = ATTEMPTS
+    cure: str = "try another --model"
     asked: Asked = field(default_factory=Asked)
 
     def ask_all(
@@ -125,9 +129,20 @@ class Asker:
             # Answers under way are waited for and kept: they are paid for.
             pool.shutdown(wait=True, cancel_futures=True)
 
+    def record(self) -> dict[str, Any]:
+        """Return what a reader needs to judge the answers in use, for `made_by`."""
+        return {
+            "file": self.raw.path.name,
+            "sha256": self.raw.digest(self.asked.keys),
+            "used": len(self.asked.keys),
+            "unusable": self.asked.unusable,
+            "tokens": self.asked.tokens,
+            "tokens_estimated_in": self.asked.estimated,
+        }
+
     def _ask(self, question: Question, reader: Callable[[Answer], Read]) -> Read:
         problem = ""
-        for attempt in range(ATTEMPTS):
+        for attempt in range(self.attempts):
             # Another seed each time, or a model that samples greedily repeats its mistake.
             varied = replace(question, seed=question.seed + attempt)
             key = question_key(varied, self.backend.parameters())
@@ -144,7 +159,7 @@ class Asker:
                 self.raw.keep(key, answer, "")
             self.asked.use(key, answer, is_resumed=kept is not None)
             return read
-        raise BackendError(
-            f"{ATTEMPTS} answers in a row cannot be used; the last one {problem}. They are kept in "
-            f"{self.raw.path}; try another --model."
-        )
+        which = "an answer cannot be used; it"
+        if self.attempts > 1:
+            which = f"{self.attempts} answers in a row cannot be used; the last one"
+        raise BackendError(f"{which} {problem}. What came is kept in {self.raw.path}; {self.cure}.")

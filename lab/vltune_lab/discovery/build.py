@@ -13,8 +13,13 @@ from vltune.conditions import MAX_CONDITIONS, condition_cache_mapping
 from vltune_lab.discovery.answers import RawCondition, read_conditions, read_sentences
 from vltune_lab.discovery.asking import Asker
 from vltune_lab.discovery.backend import BackendError
-from vltune_lab.discovery.candidates import Candidates, merge_conditions
-from vltune_lab.discovery.choosing import Ranked, choose_conditions
+from vltune_lab.discovery.candidates import SAME_MEANING, Candidates, merge_conditions
+from vltune_lab.discovery.choosing import Ranked
+from vltune_lab.discovery.comparing import (
+    choose_merged,
+    comparison_record,
+    embedded_meaning,
+)
 from vltune_lab.discovery.prompts import (
     DESCRIBE_SYSTEM,
     INDUCE_SYSTEM,
@@ -48,15 +53,22 @@ class BuildOptions:
         name: Of the class list.
         k: K, how many conditions.
         seed: Of the sampling, and of the model where it has one.
-        max_requests: The budget that the plan must fit in; a quarter is left for repeats.
+        max_requests: The budget that the plan must fit in; a quarter is left for repeats and
+            embeddings.
+        same_meaning: Least cosine of embedded names that are one condition.
     """
 
     name: str
     k: int = 5
     seed: int = 1
     max_requests: int = 300
+    same_meaning: float = SAME_MEANING
 
     def __post_init__(self) -> None:
+        if not 0 < self.same_meaning <= 1:
+            raise BackendError(
+                f"--same-meaning is {self.same_meaning}; expected a cosine above 0, at most 1."
+            )
         if not 1 <= self.k <= MAX_CONDITIONS:
             raise BackendError(f"--k is {self.k}; expected 1 to {MAX_CONDITIONS}.")
 
@@ -87,7 +99,11 @@ def plan_combinations(num_classes: int, max_requests: int) -> int:
 
 
 def build_conditions(
-    classnames: Sequence[str], options: BuildOptions, asker: Asker, progress: Progress
+    classnames: Sequence[str],
+    options: BuildOptions,
+    asker: Asker,
+    progress: Progress,
+    embedder: Asker | None = None,
 ) -> dict[str, Any]:
     """Ask the language model about a class list and return the content of a cache.
 
@@ -96,6 +112,7 @@ def build_conditions(
         options: What to build.
         asker: Language model and memory.
         progress: Called with stage, done and total.
+        embedder: Embedding model and memory; None compares names by their letters alone.
 
     Raises:
         BackendError: No usable answers, the budget is spent, or fewer than K distinct conditions.
@@ -105,9 +122,11 @@ def build_conditions(
     combinations = sample_combinations(len(classnames), number, options.seed)
     sentences = _describe(classnames, combinations, options, asker, progress)
     raw = _induce(sentences, options, asker, progress)
-    candidates = merge_conditions(raw, classnames)
+    counter = partial(_counter, progress=progress)
+    meaning = embedded_meaning(embedder, options.same_meaning, counter) if embedder else None
+    candidates = merge_conditions(raw, classnames, meaning=meaning)
     classes_of = {number: combinations[number] for number in sentences}
-    ranked = choose_conditions(candidates.kept, classes_of, len(classnames), options.k)
+    ranked = choose_merged(candidates, classes_of, len(classnames), options.k, options.same_meaning)
     chosen = [(r.candidate.name, r.candidate.gloss) for r in ranked if not r.reason]
     counts = class_counts(list(classes_of.values()), len(classnames))
     made_by = {
@@ -120,6 +139,8 @@ def build_conditions(
         },
         **_found(ranked, candidates),
     }
+    if embedder:
+        made_by["embedding"] = comparison_record(embedder, options.same_meaning, candidates)
     return condition_cache_mapping(options.name, classnames, chosen, made_by)
 
 
@@ -192,14 +213,7 @@ def _origin(options: BuildOptions, asker: Asker) -> dict[str, Any]:
             "describe": DESCRIBE_SYSTEM,
             "induce": INDUCE_SYSTEM.format(wanted=options.k + SPARE_CONDITIONS),
         },
-        "answers": {
-            "file": asker.raw.path.name,
-            "sha256": asker.raw.digest(asked.keys),
-            "used": len(asked.keys),
-            "unusable": asked.unusable,
-            "tokens": asked.tokens,
-            "tokens_estimated_in": asked.estimated,
-        },
+        "answers": asker.record(),
     }
 
 

@@ -14,6 +14,8 @@ from vltune_lab.discovery.class_list import read_class_list
 from vltune_lab.discovery.review_commands import add_review_commands, say, table_of
 
 if TYPE_CHECKING:
+    from vltune_lab.discovery.backend import Budget
+    from vltune_lab.discovery.backends import BackendOptions
     from vltune_lab.discovery.build import BuildOptions
 
 conditions_app = typer.Typer(help="Visual conditions of a class list.", no_args_is_help=True)
@@ -44,6 +46,12 @@ def build(  # noqa: PLR0913 - one argument an option
     workers: Annotated[int, typer.Option(min=1, max=64, help="Requests at once.")] = 4,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for an answer.")] = 120.0,
     repeats: Annotated[int, typer.Option(min=0, help="After a request that failed.")] = 4,
+    embedding_model: Annotated[
+        str, typer.Option(help="Compares names by meaning; without it by letters alone.")
+    ] = "",
+    same_meaning: Annotated[
+        float, typer.Option(help="Least cosine of names that are one; differs between models.")
+    ] = 0.9,
 ) -> None:
     """Find the conditions of a class list with a language model.
 
@@ -54,58 +62,69 @@ def build(  # noqa: PLR0913 - one argument an option
     on have no use there. `--llm none` takes the paper's conditions over. The cache is written when
     all is well, else it stays as it was.
     """
-    from vltune_lab.discovery.asking import Asker
     from vltune_lab.discovery.backend import BackendError, Budget
-    from vltune_lab.discovery.backends import BackendOptions, open_backend
-    from vltune_lab.discovery.build import BuildOptions, build_conditions
-    from vltune_lab.discovery.raw_answers import RawAnswers, answers_path
+    from vltune_lab.discovery.backends import BackendOptions
+    from vltune_lab.discovery.build import BuildOptions
 
     if llm not in BACKENDS:
         raise BackendError(f"--llm is {llm!r}; expected one of: {', '.join(BACKENDS)}.")
     if out.suffix != ".json" or out.is_dir():
         raise OutputError(f"--out {out}: expected the name of a file that ends in .json.")
     classnames = read_class_list(classes)
-    options = BuildOptions(out.stem, k, seed, max_requests)
-    if llm == "embedded":
-        _build_embedded(classnames, options, model, out)
+    options = BuildOptions(out.stem, k, seed, max_requests, same_meaning)
+    if llm in ("embedded", "none"):
+        for option, value in (("--model", model), ("--embedding-model", embedding_model)):
+            if value:
+                raise BackendError(f"{option} is {value!r}; --llm {llm} has no use for it.")
+        (_build_embedded if llm == "embedded" else _build_from_paper)(classnames, options, out)
         return
-    if llm == "none":
-        _build_from_paper(classnames, options, model, out)
-        return
-    budget = Budget(max_requests, max_tokens)
+    language_model = BackendOptions(
+        llm, model, base_url, max_answer_tokens, workers, timeout, repeats, embedding_model
+    )
+    _build_by_asking(classnames, options, language_model, Budget(max_requests, max_tokens), out)
+
+
+def _build_by_asking(
+    classnames: tuple[str, ...],
+    options: "BuildOptions",
+    language_model: "BackendOptions",
+    budget: "Budget",
+    out: Path,
+) -> None:
+    from vltune_lab.discovery.asking import Asker
+    from vltune_lab.discovery.backends import open_backend
+    from vltune_lab.discovery.build import build_conditions
+    from vltune_lab.discovery.embedding import embedding_asker
+    from vltune_lab.discovery.raw_answers import RawAnswers, answers_path
+
     console = Console()
     began = time.perf_counter()
-    language_model = BackendOptions(
-        llm, model, base_url, max_answer_tokens, workers, timeout, repeats
-    )
     opened = open_backend(language_model, budget)
     if opened.warning:
         say(console, opened.warning)
-    asker = Asker(opened.backend, RawAnswers(answers_path(out)), opened.workers)
+    raw = RawAnswers(answers_path(out))
+    asker = Asker(opened.backend, raw, opened.workers)
+    embedder = embedding_asker(opened.embedder, raw, opened.workers) if opened.embedder else None
     try:
         with Progress(console=console) as bars:
-            content = build_conditions(classnames, options, asker, _stage_bars(bars))
+            content = build_conditions(classnames, options, asker, _stage_bars(bars), embedder)
         write_json_atomic(out, content)
     finally:
         seconds = time.perf_counter() - began
+        resumed = asker.asked.resumed + (embedder.asked.resumed if embedder else 0)
         say(
             console,
             f"{budget.requests} requests, {budget.tokens} tokens, {seconds:.1f} s; "
-            f"{asker.asked.resumed} answers from an earlier run",
+            f"{resumed} answers from an earlier run",
         )
     console.print(table_of(content))
     say(console, str(out))
 
 
-def _build_embedded(
-    classnames: tuple[str, ...], options: "BuildOptions", model: str, out: Path
-) -> None:
-    from vltune_lab.discovery.backend import BackendError
+def _build_embedded(classnames: tuple[str, ...], options: "BuildOptions", out: Path) -> None:
     from vltune_lab.discovery.likelihood_build import build_by_likelihood
     from vltune_lab.discovery.small_model import load_small_model
 
-    if model:
-        raise BackendError(f"--model is {model!r}; --llm embedded has one model, so leave it out.")
     console = Console()
     began = time.perf_counter()
     small = load_small_model()
@@ -120,14 +139,9 @@ def _build_embedded(
     say(console, str(out))
 
 
-def _build_from_paper(
-    classnames: tuple[str, ...], options: "BuildOptions", model: str, out: Path
-) -> None:
-    from vltune_lab.discovery.backend import BackendError
+def _build_from_paper(classnames: tuple[str, ...], options: "BuildOptions", out: Path) -> None:
     from vltune_lab.discovery.from_paper import build_from_paper
 
-    if model:
-        raise BackendError(f"--model is {model!r}; --llm none has no model, so leave it out.")
     content = build_from_paper(options.name, classnames, options.k)
     write_json_atomic(out, content)
     Console().print(table_of(content))

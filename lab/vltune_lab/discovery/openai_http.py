@@ -1,4 +1,4 @@
-"""One request to a chat-completions endpoint: what is sent, what came back, nothing decided.
+"""One request to an endpoint: what is sent, what came back, nothing decided.
 
 `requests` is used because NVIDIA FLARE needs it and the lock file pins it already; the `openai`
 package would add its own repeats, clock and some ten dependencies to one POST.
@@ -41,7 +41,7 @@ class Endpoint:
     """Where to ask.
 
     Attributes:
-        base_url: Up to and without `/chat/completions`, such as `https://api.openai.com/v1`.
+        base_url: Without a route such as `/chat/completions`: `https://api.openai.com/v1`.
         timeout_seconds: For a whole answer.
         key: Sent as bearer; empty sends none. It enters no message, file or `repr`.
     """
@@ -114,15 +114,15 @@ class _Bearer(requests.auth.AuthBase):
         return request
 
 
-def post_chat(endpoint: Endpoint, body: Mapping[str, Any]) -> Reply:
-    """Send a request and read the whole reply.
+def post_json(endpoint: Endpoint, route: str, body: Mapping[str, Any]) -> Reply:
+    """Send a request to `route`, such as `/chat/completions`, and read the whole reply.
 
     Redirects are not followed: they would take the question, or the key, to another host.
 
     Raises:
         NoReplyError: No connection, no end within the time, a broken or an endless reply.
     """
-    url = endpoint.base_url.rstrip("/") + "/chat/completions"
+    url = endpoint.base_url.rstrip("/") + route
     until = time.monotonic() + endpoint.timeout_seconds
     try:
         with (

@@ -8,7 +8,7 @@ import numpy as np
 
 from vltune_lab.discovery.answers import one_line
 
-# Any measure that gives (N, N) cosines in [0, 1] for N texts fits here, embeddings too.
+# Any measure that gives (N, N) cosines for N texts fits here, embeddings too.
 Similarity = Callable[[Sequence[str]], np.ndarray]
 
 NGRAMS = (2, 3, 4)

@@ -1,4 +1,4 @@
-"""An endpoint that speaks chat completions with fixed answers, and misbehaves on demand.
+"""An endpoint that speaks chat completions and embeddings with fixed answers, and misbehaves.
 
     python llm_server.py        # prints its port
 
@@ -7,6 +7,8 @@ count of its own. GET /MODE/RUN/log returns the requests as JSON.
 
 The world behind the answers: a sentence is about its first class. Classes with an even number in
 their name are `indoors`, the others `outdoors`; light follows nothing but the sentence's id.
+A text about a place has the embedding (3, 4, 0), by another name (4, 3, 0), about light (0, 0, 2),
+about a row (5, 0, 0), any other (1, 1, 1). Modes that begin with `embed-` misbehave only there.
 """
 
 import gzip
@@ -33,6 +35,8 @@ STATUS_MODES = {
     "moved": (302, 0),
     "gives-up": (401, -4),
 }
+# llama.cpp's server answers 501 if it was not started for embeddings.
+EMBED_STATUS = {"embed-nowhere": 404, "embed-unsupported": 501, "embed-refused": 400}
 # llama.cpp's server names a model by its path.
 MODEL_NAMES = {
     "path": "/home/someone/models/small.gguf",
@@ -99,6 +103,38 @@ def answer_text(mode: str, data: dict[str, Any], count: int) -> str:
     return text
 
 
+def embeddings(mode: str, texts: list[str]) -> Any:
+    places = {"another name": [4, 3, 0], "place": [3, 4, 0], "bright": [0, 0, 2], "row": [5, 0, 0]}
+    vectors = [next((places[word] for word in places if word in t), [1, 1, 1]) for t in texts]
+    data: list[Any] = [{"index": i, "embedding": vector} for i, vector in enumerate(vectors)]
+    last = {
+        "embed-ragged": [1, 2],
+        "embed-empty": [],
+        "embed-nan": [1, 2, float("nan")],
+        "embed-zero": [0, 0, 0],
+        "embed-words": ["1", "2", "3"],
+        "embed-base64": "AACAPw==",
+    }
+    if mode in last:
+        data[-1]["embedding"] = last[mode]
+    if mode == "embed-few":
+        data.pop()
+    if mode == "embed-twice":
+        data[-1]["index"] = 0
+    if mode == "embed-unnumbered":
+        del data[0]["index"]
+    if mode == "embed-lists":
+        data = vectors
+    if mode == "embed-shuffled":
+        data.reverse()
+    if mode == "embed-no-list":
+        return {"data": {"0": vectors[0]}}
+    if mode == "embed-wrong-json":
+        return {"answer": vectors}
+    usage = {} if mode == "embed-uncounted" else {"usage": {"prompt_tokens": 7, "total_tokens": 7}}
+    return {"model": "embedder-1", "data": data, **usage}
+
+
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
@@ -115,8 +151,15 @@ class Handler(BaseHTTPRequestHandler):
         with LOCK:
             log = LOG[f"/{mode}/{run}"]
             log.append({"body": body, "headers": dict(self.headers), "time": time.monotonic()})
+            log[-1]["route"] = self.path.partition("/v1")[2]
             count = len(log)
         if self.misbehaves(mode, count, body):
+            return
+        if self.path.endswith("/embeddings"):
+            if mode in EMBED_STATUS:
+                self.reply(EMBED_STATUS[mode], {"error": {"message": "cannot embed"}})
+            else:
+                self.reply(200, embeddings(mode, body["input"]))
             return
         text = answer_text(mode, json.loads(body["messages"][-1]["content"]), count)
         choice = {"message": {"content": text}, "finish_reason": "stop"}

@@ -1,7 +1,11 @@
+from collections.abc import Sequence
+
+import numpy as np
 import pytest
 
 from vltune_lab.discovery.answers import RawCondition
-from vltune_lab.discovery.candidates import merge_conditions
+from vltune_lab.discovery.candidates import Meaning, merge_conditions
+from vltune_lab.discovery.embedding import cosine_similarity
 
 CLASSES = ("dog", "parking lot")
 
@@ -63,3 +67,44 @@ def test_part_of_a_word_is_no_class() -> None:
 
 def test_nothing_comes_of_nothing() -> None:
     assert merge_conditions([], CLASSES).kept == []
+
+
+def cosines(texts: Sequence[str]) -> np.ndarray:
+    """(3, 4) for place, (4, 3) for surroundings, (0, 1) for light: 24 / 25, 4 / 5 and 3 / 5."""
+    known = {"place: Where.": (3, 4), "surroundings: A line.": (4, 3), "light: A line.": (0, 1)}
+    return cosine_similarity(np.array([known[text] for text in texts], dtype=float))
+
+
+def test_names_of_one_meaning_are_one_by_the_threshold() -> None:
+    conditions = [raw("Place", {0: "a", 1: "b"}, "Where."), raw("surroundings", {2: "c"})]
+    conditions.append(raw("light"))
+    found = merge_conditions(conditions, CLASSES, meaning=Meaning(cosines, 0.96 - 1e-9))
+    assert [candidate.name for candidate in found.kept] == ["place", "light"]
+    assert found.kept[0].values == {0: "a", 1: "b", 2: "c"}
+    (merge,) = found.merges
+    assert merge.record() == {
+        "name": "surroundings",
+        "into": "place",
+        "letters": 0.0,
+        "cosine": 0.96,
+    }
+    apart = merge_conditions(conditions, CLASSES, meaning=Meaning(cosines, 0.97))
+    assert len(apart.kept) == 3
+    assert apart.merges == []
+    all_one = merge_conditions(conditions, CLASSES, meaning=Meaning(cosines, 0.79))
+    assert [merge.into for merge in all_one.merges] == ["place", "place"]
+
+
+def test_names_alike_by_letters_stay_one_whatever_their_meaning() -> None:
+    found = merge_conditions(
+        [raw("scene type"), raw("type of scene")],
+        CLASSES,
+        meaning=Meaning(lambda texts: np.eye(len(texts)), 0.9),
+    )
+    assert [candidate.name for candidate in found.kept] == ["scene type"]
+    assert (found.merges[0].cosine, found.merges[0].letters > 0.7) == (0.0, True)
+
+
+def test_without_a_meaning_a_merge_has_no_cosine() -> None:
+    found = merge_conditions([raw("scene type"), raw("type of scene")], CLASSES)
+    assert found.merges[0].record()["cosine"] is None

@@ -44,7 +44,8 @@ def test_the_papers_conditions_for_your_list(
     ("more", "message"),
     [
         (("--k", 8), "--k is 8; the paper publishes 7 conditions (colour, "),
-        (("--model", "large"), "--llm none has no model, so leave it out"),
+        (("--model", "large"), "--model is 'large'; --llm none has no use for it"),
+        (("--embedding-model", "e"), "--embedding-model is 'e'; --llm none has no use for it"),
     ],
 )
 def test_what_the_paper_has_not_is_an_error(

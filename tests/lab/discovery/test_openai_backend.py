@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from vltune_lab.discovery.backend import BackendError, Budget, BudgetError
-from vltune_lab.discovery.openai_backend import OpenAIBackend, OpenAIOptions
+from vltune_lab.discovery.openai_backend import OpenAIBackend
+from vltune_lab.discovery.openai_calls import OpenAIOptions
 from vltune_lab.discovery.openai_http import Endpoint, read_key
 from vltune_lab.discovery.prompts import describe_question
 
@@ -66,7 +67,7 @@ def test_the_key_travels_as_bearer_and_stands_nowhere_else(
     assert "you sent Bearer (key)" in message
     (request,) = endpoint.log()
     assert request["headers"]["Authorization"] == f"Bearer {KEY}"
-    shown = f"{message} {backend.parameters()} {backend._endpoint!r} {vars(backend)!r}"
+    shown = f"{message} {backend.parameters()} {backend._caller._endpoint!r} {vars(backend)!r}"
     assert KEY not in shown
 
 

@@ -24,7 +24,8 @@ from vltune.conditions import load_conditions
 from vltune_lab.discovery.answers import AnswerError, read_sentences
 from vltune_lab.discovery.backend import Answer, BackendError, Budget
 from vltune_lab.discovery.model_folder import load_model_folder
-from vltune_lab.discovery.openai_backend import OpenAIBackend, OpenAIOptions
+from vltune_lab.discovery.openai_backend import OpenAIBackend
+from vltune_lab.discovery.openai_calls import OpenAIOptions
 from vltune_lab.discovery.openai_http import Endpoint
 from vltune_lab.discovery.prompts import describe_question
 from vltune_lab.discovery.published import CACHES
