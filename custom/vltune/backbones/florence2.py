@@ -205,10 +205,9 @@ class Florence2Backbone:
         lengths = [len(ids) for ids in framed]
         longest = max(lengths, default=0)
         if longest > room:
-            text = texts[lengths.index(longest)]
             raise TextTooLongError(
-                f"{what} of {longest} tokens, {self.name} takes {room} (start and end included): "
-                f"{text[:60]!r}... Shorten it, or leave the pair out."
+                f"{what} of {longest} tokens, {self.name} takes {room} (start and end included)."
+                " Shorten it, or leave the pair out."
             )
         ids = torch.full((len(framed), longest), self.tokenizer.pad_token_id)
         mask = torch.zeros(len(framed), longest, dtype=torch.bool)

@@ -20,37 +20,64 @@ class TextTooLongError(ValueError):
 
 
 class VisionLanguageBackbone(Protocol):
-    """A frozen vision tower and a language model that reads its tokens.
+    """A frozen vision tower and a language model that reads its tokens."""
 
-    Attributes:
-        name: The job's name of the model.
-        model: The whole model in eval mode; no parameter asks for a gradient. LoRA is injected in
-            place, and every method below then runs through it.
-        preprocess: PIL image -> (3, H, W), as the checkpoint was trained.
-        image_size: (H, W) in pixels.
-        num_image_tokens: Image tokens M of an image.
-        image_token_width: Their width D.
-        max_prompt_tokens: Most tokens of a prompt, its frame included.
-        max_answer_tokens: Most tokens of an answer, its frame included.
-        lora_scope: Regular expression that matches the whole name of every module of the language
-            model that LoRA may adapt, and none of the vision tower.
-        fingerprint: Hex SHA-256 of architecture and weights as loaded.
-        preprocess_fingerprint: Hex SHA-256 of the preprocessing values.
-        tokenizer_fingerprint: Hex SHA-256 of the tokenizer.
-    """
+    @property
+    def name(self) -> str:
+        """The job's name of the model."""
 
-    name: str
-    model: nn.Module
-    preprocess: Callable[[Any], Tensor]
-    image_size: tuple[int, int]
-    num_image_tokens: int
-    image_token_width: int
-    max_prompt_tokens: int
-    max_answer_tokens: int
-    lora_scope: str
-    fingerprint: str
-    preprocess_fingerprint: str
-    tokenizer_fingerprint: str
+    @property
+    def model(self) -> nn.Module:
+        """The whole model in eval mode; no parameter asks for a gradient.
+
+        LoRA is injected in place, and every method below then runs through it.
+        """
+
+    @property
+    def preprocess(self) -> Callable[[Any], Tensor]:
+        """PIL image -> (3, H, W), as the checkpoint was trained."""
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(H, W) in pixels."""
+
+    @property
+    def num_image_tokens(self) -> int:
+        """Image tokens M of an image."""
+
+    @property
+    def image_token_width(self) -> int:
+        """Their width D."""
+
+    @property
+    def max_prompt_tokens(self) -> int:
+        """Most tokens of a prompt, its frame included."""
+
+    @property
+    def max_answer_tokens(self) -> int:
+        """Most tokens of an answer, its frame included."""
+
+    @property
+    def lora_scope(self) -> str:
+        """Regular expression of whole names: the modules that LoRA may adapt.
+
+        It matches every such module of the language model and none of the vision tower.
+        """
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex SHA-256 of architecture and weights as loaded."""
+
+    @property
+    def preprocess_fingerprint(self) -> str:
+        """Hex SHA-256 of the preprocessing values."""
+
+    @property
+    def tokenizer_fingerprint(self) -> str:
+        """Hex SHA-256 of the tokenizer."""
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text, its frame included."""
 
     @property
     def device(self) -> torch.device:

@@ -165,7 +165,7 @@ def test_what_does_not_fit_is_refused_with_its_length(
 ) -> None:
     long = " ".join(["dog"] * 34)
     assert backbone.count_tokens([long, "dog"]) == [36, 3]
-    with pytest.raises(TextTooLongError, match=r"prompt of 36 tokens, tiny takes 35.*dog dog"):
+    with pytest.raises(TextTooLongError, match=r"prompt of 36 tokens, tiny takes 35"):
         backbone.loss(tokens[:1], [long], ["yes"])
     assert backbone.loss(tokens[:1], [long[4:]], ["yes"]).isfinite().all()
     with pytest.raises(TextTooLongError, match=r"answer of 41 tokens, tiny takes 40"):
