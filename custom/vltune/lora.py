@@ -5,10 +5,11 @@ late one, begins with the same A; B is zero. peft returns silently from a wrong 
 whatever a pattern matches; here both are errors.
 """
 
+import contextlib
 import math
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -164,9 +165,18 @@ def read_factors(model: PeftModel, kinds: Iterable[Kind] = _BOTH) -> dict[str, T
 
 
 def write_factors(
-    model: PeftModel, tensors: Mapping[str, Tensor], kinds: Iterable[Kind] = _BOTH
+    model: PeftModel,
+    tensors: Mapping[str, Tensor],
+    kinds: Iterable[Kind] = _BOTH,
+    source: str = "the server",
 ) -> None:
     """Write received factors into the model; it must be exactly those of these kinds.
+
+    Args:
+        model: From `add_lora`.
+        tensors: By wire name.
+        kinds: Which factors.
+        source: Where they come from, for the message.
 
     Raises:
         ParameterError: A name is missing or unknown, or a shape, type or value is wrong; all
@@ -174,7 +184,7 @@ def write_factors(
     """
     parameters = _factor_parameters(model)
     spec = spec_of({name: parameters[name] for name in names_of_kinds(parameters, kinds)})
-    check_shared(spec, tensors, "the server")
+    check_shared(spec, tensors, source)
     with torch.no_grad():
         for name in spec:
             parameters[name].copy_(tensors[name])
@@ -188,6 +198,21 @@ def train_factors(model: PeftModel, kinds: Iterable[Kind]) -> None:
     wanted = frozenset(kinds)
     for name, parameter in _factor_parameters(model).items():
         parameter.requires_grad_(parse_factor_name(name)[1] in wanted)
+
+
+@contextlib.contextmanager
+def without_lora(model: PeftModel) -> Iterator[None]:
+    """The base model for a while; afterwards the same factors are trained as before.
+
+    peft's own `disable_adapter` makes every factor trainable when it is left.
+    """
+    trained = {name: p.requires_grad for name, p in _factor_parameters(model).items()}
+    try:
+        with model.disable_adapter():
+            yield
+    finally:
+        for name, parameter in _factor_parameters(model).items():
+            parameter.requires_grad_(trained[name])
 
 
 def set_residual(model: PeftModel, tensors: Mapping[str, Tensor], settings: LoraSettings) -> None:

@@ -29,6 +29,8 @@ class AggregationMode:
         frozen: Factors that stay at their seeded start.
         needs_products: Why the server must see each site's factors; empty where it only sums.
         has_residual: The server also sends a residual, which sites hold frozen beside their base.
+        keeps_basis: The factors that come back are in the coordinates of those that were sent, so
+            that an optimiser's memory still fits them.
         has_mixed_ranks: Sites may send a smaller rank than the global model's.
     """
 
@@ -40,6 +42,7 @@ class AggregationMode:
     needs_products: str = ""
     has_residual: bool = False
     has_mixed_ranks: bool = False
+    keeps_basis: bool = True
 
     @property
     def is_measured(self) -> bool:
@@ -87,6 +90,7 @@ MODES: dict[ModeName, AggregationMode] = {
             shared=_BOTH,
             needs_products="the server takes singular values of the mean of the products B A",
             has_mixed_ranks=True,
+            keeps_basis=False,
         ),
         AggregationMode(
             "fedex",
@@ -102,6 +106,7 @@ MODES: dict[ModeName, AggregationMode] = {
             needs_products="the server stacks the factors of each site",
             has_residual=True,
             has_mixed_ranks=True,
+            keeps_basis=False,
         ),
         AggregationMode(
             "hetlora",

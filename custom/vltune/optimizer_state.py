@@ -6,6 +6,10 @@ import torch
 from torch import Tensor
 
 PREFIX = "optimizer."
+KEYS: dict[type[torch.optim.Optimizer], frozenset[str]] = {
+    torch.optim.SGD: frozenset({"momentum_buffer"}),
+    torch.optim.AdamW: frozenset({"step", "exp_avg", "exp_avg_sq"}),
+}
 
 
 class OptimizerStateError(ValueError):
@@ -47,6 +51,7 @@ def load_optimizer_tensors(
     """
     shapes = [tuple(p.shape) for group in optimizer.param_groups for p in group["params"]]
     index_of = {name: index for index, name in enumerate(names)}
+    known = KEYS[type(optimizer)]
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         parameter, _, key = name.removeprefix(PREFIX).rpartition(".")
@@ -55,6 +60,11 @@ def load_optimizer_tensors(
             raise OptimizerStateError(
                 f"{name}: no parameter of this name is trained here. The run was made with other "
                 "settings; start a new one."
+            )
+        if key not in known:
+            raise OptimizerStateError(
+                f"{name}: {type(optimizer).__name__} remembers {', '.join(sorted(known))}. The run "
+                "was made with another optimizer; take that one, or start a new run."
             )
         if value.ndim and tuple(value.shape) != shapes[index]:
             raise OptimizerStateError(

@@ -62,7 +62,12 @@ def test_the_copies_do_not_alias_the_optimiser() -> None:
 
 @pytest.mark.parametrize(
     ("name", "shape"),
-    [("optimizer.c.exp_avg", (3, 2)), ("a", (3, 2)), ("optimizer.a.exp_avg", (2,))],
+    [
+        ("optimizer.c.exp_avg", (3, 2)),
+        ("a", (3, 2)),
+        ("optimizer.a.exp_avg", (2,)),
+        ("optimizer.a.momentum_buffer", (3, 2)),
+    ],
 )
 def test_foreign_memory_is_refused_by_name(name: str, shape: tuple[int, ...]) -> None:
     _, optimizer = make("adamw")

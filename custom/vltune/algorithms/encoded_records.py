@@ -1,7 +1,6 @@
 """A site's prompts and answers beside the image tokens of the frozen vision tower."""
 
 import logging
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -88,45 +87,53 @@ class _Tokens(NamedTuple):
     image_features: Tensor
 
 
-def without_long(
+def fitting(
     samples: ImageTextSamples,
-    count_tokens: Callable[[Sequence[str]], list[int]],
+    backbone: VisionLanguageBackbone,
     *,
-    max_prompt: int,
-    max_answer: int,
     max_share: float,
+    max_answer_tokens: int,
 ) -> ImageTextSamples:
     """Leave out records with more tokens than the model has positions, and count them.
 
     Args:
         samples: One part of a site's data.
-        count_tokens: Tokens of each text, start and end included.
-        max_prompt: Of a prompt.
-        max_answer: Of the answer to learn, and of a rejected one.
+        backbone: Knows its tokens and positions.
         max_share: Of the records that may be left out.
+        max_answer_tokens: What the model may generate; longer answers stay, with a warning.
 
     Raises:
         RecordError: More than `max_share` are too long, or all.
     """
-    records = samples.records
-    prompts = count_tokens([record.prompt for record in records])
-    answers = count_tokens([record.answers[0] for record in records])
-    rejected = count_tokens([record.rejected or "" for record in records])
+    records, count = samples.records, backbone.count_tokens
+    prompts = count([record.prompt for record in records])
+    answers = count([record.answers[0] for record in records])
+    longest = [
+        max(pair) for pair in zip(answers, count([r.rejected or "" for r in records]), strict=True)
+    ]
+    most = backbone.max_prompt_tokens, backbone.max_answer_tokens
     kept = tuple(
         record
-        for record, *lengths in zip(records, prompts, answers, rejected, strict=True)
-        if lengths[0] <= max_prompt and max(lengths[1:]) <= max_answer
+        for record, prompt, answer in zip(records, prompts, longest, strict=True)
+        if prompt <= most[0] and answer <= most[1]
     )
     num_long = len(records) - len(kept)
     if num_long > max_share * len(records) or not kept:
         raise RecordError(
-            f"{num_long} of {len(records)} records are too long: the model takes {max_prompt} "
-            f"tokens of prompt and {max_answer} of answer, the longest have "
-            f"{max(prompts)} and {max(*answers, *rejected)}. Shorten them, or raise "
-            "max_skipped_share in vltune_site.yaml to leave them out."
+            f"{num_long} of {len(records)} records are too long: the model takes {most[0]} tokens "
+            f"of prompt and {most[1]} of answer, the longest have {max(prompts)} and "
+            f"{max(longest)}. Shorten them, or raise max_skipped_share in vltune_site.yaml."
         )
-    if num_long:
-        log.warning("%d of %d records are too long and left out", num_long, len(records))
+    num_cut = sum(length > max_answer_tokens for length in answers)
+    if num_long or num_cut:
+        log.warning(
+            "%d of %d records are too long and left out; answers of %d are longer than "
+            "max_answer_tokens %d, so what is generated for them is cut",
+            num_long,
+            len(records),
+            num_cut,
+            max_answer_tokens,
+        )
     return replace(samples, records=kept)
 
 

@@ -25,6 +25,7 @@ from vltune.backbones.checkpoint import BackboneConfig
 from vltune.backbones.florence2 import load_florence2
 from vltune.backbones.vision_language import VisionLanguageBackbone
 from vltune.config import ConfigError, from_mapping
+from vltune.lora import without_lora
 from vltune.site_config import AnySiteConfig, require_answers
 
 
@@ -106,7 +107,7 @@ class DpoObjective:
                 "answer. Give `data: preference`, or take objective.name=sft."
             )
         self._backbone, self._beta = backbone, beta
-        with torch.inference_mode(), lora.disable_adapter():
+        with torch.inference_mode(), without_lora(lora):
             parts = [
                 self._log_likelihoods(records.batch_at(rows))
                 for rows in torch.split(torch.arange(len(records)), batch_size)

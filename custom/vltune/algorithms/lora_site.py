@@ -22,18 +22,20 @@ from vltune.algorithms.encoded_records import (
     AnswerBatch,
     EncodedRecords,
     TokenCache,
-    without_long,
+    fitting,
 )
 from vltune.algorithms.lora_job import LoraJob, own_rank
 from vltune.backbones.vision_language import VisionLanguageBackbone
+from vltune.config import ConfigError
 from vltune.data.image_text import ImageTextSamples
-from vltune.files import sha256_json
+from vltune.files import OutputError, sha256_json
 from vltune.lora import (
     add_lora,
     read_factors,
     seeded_factors,
     set_residual,
     train_factors,
+    without_lora,
     write_factors,
 )
 from vltune.lora_export import export_peft
@@ -46,6 +48,7 @@ from vltune.participant import Evaluation, Handshake, ShouldStop
 from vltune.seed import derive_seed
 from vltune.site_config import AnswerSiteConfig
 from vltune.training import (
+    DivergedError,
     RoundPlan,
     TrainingStopped,
     local_train,
@@ -56,6 +59,7 @@ from vltune.training import (
 log = logging.getLogger(__name__)
 
 EXPORT_FOLDER = "peft_adapter"
+ZERO_SHOT_TOLD = "zero_shot_told"
 
 
 Objective = Callable[[AnswerBatch], Tensor]
@@ -86,7 +90,7 @@ class LoraParticipant:
         self.job, self.site, self.site_name, self.state_dir = job, site, site_name, state_dir
         self.mode = job.aggregation.description
         self._load_backbone, self._objective = load_backbone, objective
-        self._told_zero_shot = self._has_trained = False
+        self._has_trained = False
         self._optimizer: torch.optim.Optimizer | None = None
         self._residual: dict[str, Tensor] = {}
 
@@ -94,6 +98,11 @@ class LoraParticipant:
         """Load model and data, encode each image once, put LoRA on."""
         began = time.perf_counter()
         backbone = self.backbone = self._load_backbone()
+        if self.job.max_answer_tokens > backbone.max_answer_tokens:
+            raise ConfigError(
+                f"max_answer_tokens is {self.job.max_answer_tokens}, the model has "
+                f"{backbone.max_answer_tokens} positions. Lower it."
+            )
         cache = TokenCache(self.site.cache_dir, backbone)
 
         def already_read(digest: bytes) -> bool:
@@ -104,7 +113,12 @@ class LoraParticipant:
         data = load_answer_data(self.site, already_read=already_read)
 
         def encode(samples: ImageTextSamples) -> EncodedRecords:
-            kept = self._fitting(samples)
+            kept = fitting(
+                samples,
+                backbone,
+                max_share=self.site.max_skipped_share,
+                max_answer_tokens=self.job.max_answer_tokens,
+            )
             return cache.encode(kept, batch_size=self.job.batch_size, should_stop=should_stop)
 
         self.train_split, self.validation_split = encode(data.train), encode(data.validation)
@@ -128,7 +142,13 @@ class LoraParticipant:
                 "vltune": __version__,
                 "backbone": backbone.fingerprint,
                 "preprocessing": backbone.preprocess_fingerprint,
-                "adapter": sha256_json([asdict(wanted), asdict(self.job.aggregation)]),
+                "adapter": sha256_json(
+                    [
+                        asdict(wanted),
+                        asdict(self.job.aggregation),
+                        backbone.tokenizer_fingerprint,
+                    ]
+                ),
             },
             own_spec=spec_of(own),
         )
@@ -136,9 +156,10 @@ class LoraParticipant:
     def evaluate(self, shared: dict[str, Tensor]) -> Evaluation:
         """Measure the received factors with the site's own ones on its validation records."""
         metrics = {}
-        if not self._told_zero_shot:
-            self._told_zero_shot = True
-            with self.lora.disable_adapter():
+        told = self.state_dir / ZERO_SHOT_TOLD
+        if not told.exists():
+            told.touch()
+            with without_lora(self.lora):
                 set_residual(self.lora, {}, self.settings)
                 metrics["zero_shot_accuracy"] = self._measure(self.validation_split)["accuracy"]
         self._receive(shared)
@@ -171,6 +192,7 @@ class LoraParticipant:
             ),
             should_stop=should_stop,
         )
+        self._check_finite(round_number)
         self._has_trained = True
         return LocalUpdate(
             tensors=read_factors(self.lora, self.mode.shared),
@@ -186,25 +208,40 @@ class LoraParticipant:
     def finish(self, shared: dict[str, Tensor]) -> dict[str, float]:
         """Write the site's final model, its own factors included, as a PEFT adapter folder.
 
+        A site whose own factors were never trained has no model of its own: nothing is written or
+        measured.
+
         Returns:
             Its metrics on the site's test records as `test_...`; empty without any.
         """
-        self._receive(shared)
-        folder = self.state_dir / EXPORT_FOLDER
-        export_peft(
-            read_factors(self.lora), self.settings, self.backbone.name, folder, self._residual
-        )
-        log.info("the adapter of this site is in its state folder, %s", EXPORT_FOLDER)
-        if self.test_split is None:
+        if self.mode.personal and not self._has_trained:
+            log.warning("this site was never trained, so it has no personal model to keep")
             return {}
-        return {f"test_{name}": value for name, value in self._measure(self.test_split).items()}
+        self._receive(shared)
+        metrics = {}
+        if self.test_split is not None:
+            measured = self._measure(self.test_split)
+            metrics = {f"test_{name}": value for name, value in measured.items()}
+        try:
+            export_peft(
+                read_factors(self.lora),
+                self.settings,
+                self.backbone.name,
+                self.state_dir / EXPORT_FOLDER,
+                self._residual,
+            )
+        except OutputError:
+            log.exception("the adapter of this site could not be written")
+        else:
+            log.info("the adapter of this site is in its state folder, %s", EXPORT_FOLDER)
+        return metrics
 
     def personal_state(self) -> dict[str, Tensor]:
         """The site's own factors and what its optimiser remembers; empty before any training."""
         if not self._has_trained:
             return {}
         kept = read_factors(self.lora, self.mode.personal) if self.mode.personal else {}
-        if self._optimizer is not None:
+        if self._optimizer is not None and self._keeps_optimizer:
             kept |= optimizer_tensors(self._optimizer, self._trained_names())
         return kept
 
@@ -213,8 +250,8 @@ class LoraParticipant:
         memory = {name: value for name, value in tensors.items() if name.startswith(PREFIX)}
         own = {name: value for name, value in tensors.items() if name not in memory}
         if self.mode.personal:
-            write_factors(self.lora, own, self.mode.personal)
-        if self.job.keep_optimizer:
+            write_factors(self.lora, own, self.mode.personal, "this site's state folder")
+        if self._keeps_optimizer:
             self._optimizer = make_optimizer(self.trainable_parameters(), self.job.training)
             load_optimizer_tensors(self._optimizer, self._trained_names(), memory)
         self._has_trained = True
@@ -239,16 +276,6 @@ class LoraParticipant:
     def _trained_names(self) -> list[str]:
         return [name for name, _ in self._trained()]
 
-    def _fitting(self, samples: ImageTextSamples) -> ImageTextSamples:
-        backbone = self.backbone
-        return without_long(
-            samples,
-            backbone.count_tokens,
-            max_prompt=backbone.max_prompt_tokens,
-            max_answer=backbone.max_answer_tokens,
-            max_share=self.site.max_skipped_share,
-        )
-
     def _receive(self, shared: dict[str, Tensor]) -> None:
         factors, self._residual = split_residual(shared)
         if self.settings.rank < self.job.lora.rank:
@@ -256,8 +283,23 @@ class LoraParticipant:
         write_factors(self.lora, factors, self.mode.shared)
         set_residual(self.lora, self._residual, self.settings)
 
+    def _check_finite(self, round_number: int) -> None:
+        """Refuse to keep or send what the last step may have broken."""
+        broken = [n for n, p in self._trained() if not bool(torch.isfinite(p).all())]
+        if broken:
+            raise DivergedError(
+                f"round {round_number}: {len(broken)} factors are NaN or infinite after training; "
+                f"lower learning_rate (now {self.job.training.learning_rate})"
+            )
+
+    @property
+    def _keeps_optimizer(self) -> bool:
+        # After svd and stack the coordinates are others, and so moments of the last round mean
+        # nothing.
+        return self.job.keep_optimizer and self.mode.keeps_basis
+
     def _optimizer_for_round(self) -> torch.optim.Optimizer:
-        if self._optimizer is None or not self.job.keep_optimizer:
+        if self._optimizer is None or not self._keeps_optimizer:
             self._optimizer = make_optimizer(self.trainable_parameters(), self.job.training)
         return self._optimizer
 

@@ -15,7 +15,7 @@ from nvflare.app_common.aggregators.model_aggregator import ModelAggregator
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 from torch import Tensor
 
-from vltune.config import from_mapping
+from vltune.config import ConfigError, from_mapping
 from vltune.flare.exchange import ExchangeError, read_update, to_arrays
 from vltune.flare.federation import WeightBy
 from vltune.histograms import HistogramError
@@ -227,6 +227,8 @@ def lora_aggregation(
     """Read the job's `aggregation`; the federation's `weight_by` holds for it too."""
     if aggregation is None:
         return None
+    if "weight_by" in aggregation:
+        raise ConfigError("the job's aggregation: weight_by has its place under federation")
     return from_mapping(
         LoraAggregation, {**aggregation, "weight_by": weight_by}, "the job's aggregation"
     )

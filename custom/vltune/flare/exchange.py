@@ -83,7 +83,7 @@ MAX_ERROR = 500
 
 _PATH = re.compile(
     r"(?:[A-Za-z]:)?[\w.~{}-]*[/\\][^\s'\",;:)\]]*"
-    r"|\b[\w-]+\.(?:jpe?g|png|bmp|tiff?|gif|webp|dcm|json|ya?ml|csv|npy|npz|safetensors|pth?|txt)\b"
+    r"|\b[\w-]+\.(?:jpe?g|png|bmp|tiff?|gif|webp|dcm|jsonl?|parquet|ya?ml|csv|npy|npz|safetensors|pth?|txt)\b"
 )
 
 

@@ -163,7 +163,12 @@ class ParticipantExecutor(Executor):
         round_number: int,
         should_stop: Callable[[], bool],
     ) -> LocalUpdate:
-        update = participant.train(shared, round_number, should_stop)
+        try:
+            update = participant.train(shared, round_number, should_stop)
+        except BaseException:
+            # What is half trained in memory must not be where the next round begins.
+            self._built = self._handshake = None
+            raise
         self._trained_round = round_number
         assert self._state is not None  # _ready() made it
         self._state.save(round_number, participant.personal_state())

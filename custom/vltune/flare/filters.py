@@ -119,6 +119,11 @@ def check_result(shareable: object, spec: object, shared_keys: Sequence[str] | N
     if not isinstance(content, dict) or set(content) != {"kind", "data", "meta"}:
         raise BlockedError("the result holds no FLARE data exchange object")
     meta = _mapping(content["meta"], "meta")
+    if meta.get(MetaKey.PROCESSED_ALGORITHM):
+        raise BlockedError(
+            "the tensors were encrypted or masked by another filter, but this server adds plain "
+            "tensors; take that filter away"
+        )
     _only(meta, _META, "meta key")
     if content["kind"] == DataKind.WEIGHTS:
         _check_tensors(_mapping(content["data"], "data"), spec)

@@ -34,6 +34,11 @@ def check_fedvlm(job: Job) -> None:
     from vltune.algorithms.lora_job import LoraJob
 
     _refuse_unknown(job, set(), FedVLMConfig, LoraJob)
+    if job["federation"].get("metric", "mAP") == "mAP":
+        raise ConfigError(
+            f"{FEDVLM_YAML}: federation.metric is mAP, which no site of this job reports; take "
+            "accuracy, token_f1, rouge_l or preference_accuracy"
+        )
     _read(FedVLMConfig, job, FEDVLM_YAML)
     _read(LoraJob, job, FEDVLM_YAML)
 
@@ -50,6 +55,7 @@ def finish_fedvlm(
 def _refuse_unknown(job: Job, others: set[str], *classes: type[Any]) -> None:
     """A misspelt key would leave its value at the default and say nothing."""
     known = EVERY_JOB | others | {key for cls in classes for key in cls.__dataclass_fields__}
+    known -= {"num_rounds"}  # what sites are told of federation.rounds
     unknown = sorted(set(job) - known)
     if unknown:
         raise ConfigError(

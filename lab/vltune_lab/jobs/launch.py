@@ -83,7 +83,7 @@ def run_job(kind: JobKind, options: Options, console: Console | None = None) -> 
     """
     console = console or Console()
     began = time.monotonic()
-    start = continue_run(options) if options.resume else new_run(kind, options)
+    start = continue_run(kind, options) if options.resume else new_run(kind, options)
     if options.environment == "sim":
         check_sites(start.sites)
     start.run_folder.mkdir(parents=True, exist_ok=True)
@@ -122,7 +122,7 @@ def new_run(kind: JobKind, options: Options) -> Start:
     return Start(job, run_folder, options.sites)
 
 
-def continue_run(options: Options) -> Start:
+def continue_run(kind: JobKind, options: Options) -> Start:
     """Find where a run stopped; its job is the one it started with, `--set` on top.
 
     Raises:
@@ -141,6 +141,8 @@ def continue_run(options: Options) -> Start:
     if not adapter.exists():
         raise ConfigError(f"{run_folder}: no global adapter to continue from; start a new run.")
     job = apply_overrides(content["job"], options.overrides)
+    if kind.check is not None:
+        kind.check(job)
     rounds = job["federation"]["rounds"]
     if done >= rounds:
         raise ConfigError(

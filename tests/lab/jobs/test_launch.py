@@ -84,7 +84,7 @@ def test_a_failed_run_can_be_continued(kind: Any, tmp_path: Path) -> None:
     with pytest.raises(FederationError, match="row 3 is wrong"):
         run_in_process(job, ("site-1", "site-2"), home / "flare")
     (home / JOB_RECORD).write_text(json.dumps({"job": job, "sites": ["site-1", "site-2"]}))
-    start = continue_run(Options(resume=home, overrides=("trouble={}",)))
+    start = continue_run(linear, Options(resume=home, overrides=("trouble={}",)))
     assert start.sites == ("site-1", "site-2")
     assert start.job["trouble"] == {}
     assert start.resume is not None
