@@ -55,6 +55,7 @@ class Scene:
         style: Drawing style.
         objects: In drawing order.
         owner: Index into `objects` of what each pixel shows, -1 for background, int8, (H, W).
+        place: Scene type that the background shows; empty where nobody recorded it.
     """
 
     image: NDArray[np.uint8]
@@ -62,22 +63,23 @@ class Scene:
     style: str
     objects: tuple[SceneObject, ...]
     owner: NDArray[np.int8]
+    place: str = ""
 
 
 def render_scene(
     library: Library, plan: ScenePlan, size: int, rng: np.random.Generator, *, is_held_out: bool
 ) -> Scene:
     """Draw a plan at `size` pixels; an object without a visible place is left out, not labelled."""
-    canvas = _background(library, plan.scene, size, rng, is_held_out=is_held_out)
+    canvas, place = _background(library, plan.scene, size, rng, is_held_out=is_held_out)
     owner = np.full((size, size), -1, dtype=np.int8)
     areas: list[int] = []
     drawn: list[tuple[PlannedObject, tuple[int, int, int, int]]] = []
     for planned in plan.objects:
         stamp, mask = _stamp(planned, size)
-        place = _find_place(mask, owner, areas, size, rng)
-        if place is None:
+        corner = _find_place(mask, owner, areas, size, rng)
+        if corner is None:
             continue
-        x, y = place
+        x, y = corner
         height, width = mask.shape
         _composite(canvas[:, y : y + height, x : x + width], stamp)
         owner[y : y + height, x : x + width][mask] = len(areas)
@@ -95,17 +97,18 @@ def render_scene(
         )
         for index, (planned, box) in enumerate(drawn)
     )
-    return Scene(_finish(canvas, rng), plan.scene, plan.style, objects, owner)
+    return Scene(_finish(canvas, rng), plan.scene, plan.style, objects, owner, place)
 
 
 def _background(
     library: Library, scene: str, size: int, rng: np.random.Generator, *, is_held_out: bool
-) -> Pixels:
+) -> tuple[Pixels, str]:
+    """The background and the scene type that it shows, which may be another than asked for."""
     names = sorted(set(library.backgrounds) | {scene})
     if rng.random() >= MATCHED_BACKGROUND:
         scene = names[int(rng.integers(len(names)))]
     if scene not in library.backgrounds:
-        return _planes(procedural_background(scene, size, rng))
+        return _planes(procedural_background(scene, size, rng)), scene
     panoramas = panoramas_of(library, scene, is_held_out=is_held_out)
     crops = library.backgrounds[scene][panoramas[int(rng.integers(len(panoramas)))]]
     crop = crops[int(rng.integers(len(crops)))]
@@ -116,7 +119,7 @@ def _background(
     )
     if rng.random() < 0.5:
         view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return _planes(np.asarray(view))
+    return _planes(np.asarray(view)), scene
 
 
 def panoramas_of(library: Library, scene: str, *, is_held_out: bool) -> list[str]:
