@@ -1,6 +1,5 @@
 """`vltune pretrain clip`: train clip-compact on scenes of the pre-training styles."""
 
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,17 +8,10 @@ import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from torch import Tensor
 
 from vltune.config import to_mapping
+from vltune_lab.pretrain.loop import run_to_end
 from vltune_lab.pretrain.objectives import (
     class_phrases,
     colour_loss,
@@ -122,24 +114,8 @@ def pretrain(
     )
     batches = make_loader(stream, workers)
     state.model.train()
-    columns = (
-        TextColumn("pretrain clip"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[loss]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, refresh_per_second=1) as progress:
-        task = progress.add_task("", total=config.steps, completed=state.step, loss="")
-        for line in _steps(state, tokenizer, batches, library, config):
-            progress.update(task, completed=state.step, loss=f"loss {line['loss']:.3f}")
-            if state.step % 50 == 0:
-                with (work / "log.jsonl").open("a") as log:
-                    log.write(json.dumps(line) + "\n")
-            if state.step % config.checkpoint_every == 0 or state.step == config.steps:
-                state.save(checkpoint)
-    (work / "recipe.json").write_text(json.dumps(to_mapping(config), indent=2))
+    lines = _steps(state, tokenizer, batches, library, config)
+    run_to_end("pretrain clip", state, lines, work, config.checkpoint_every)
     return state
 
 

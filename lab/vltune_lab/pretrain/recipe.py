@@ -1,6 +1,7 @@
 """The recipe of clip-compact: what a run is made of, and its learning rate at each step."""
 
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
@@ -43,7 +44,23 @@ class PretrainConfig:
             raise ConfigError("pretrain: needs steps >= 1, batch_size >= 2, 0 < learning_rate < 1")
 
 
-def learning_rate_at(step: int, config: PretrainConfig) -> float:
+class Schedule(Protocol):
+    """What the learning rate depends on."""
+
+    @property
+    def steps(self) -> int:
+        """Steps of the run."""
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps of the linear rise."""
+
+    @property
+    def learning_rate(self) -> float:
+        """The peak."""
+
+
+def learning_rate_at(step: int, config: Schedule) -> float:
     """Linear warm-up, then half a cosine to zero."""
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps

@@ -5,6 +5,7 @@ Batch number n depends on (seed, n) alone, so that a resumed run sees what an un
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,8 +39,51 @@ class SceneBatch:
     colours: list[tuple[int, int, str]]
 
 
-class SceneStream(IterableDataset):
+class StepStream(IterableDataset):
     """Batches `first_step`, `first_step + 1`, ... ; workers take turns, so the order is fixed."""
+
+    def __init__(self, library: Library, *, seed: int, batch_size: int, image_size: int) -> None:
+        self.library = library
+        self.seed = seed
+        self.batch_size = batch_size
+        self.image_size = image_size
+        self.first_step = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        worker = get_worker_info()
+        step, stride = (
+            (self.first_step + worker.id, worker.num_workers) if worker else (self.first_step, 1)
+        )
+        while True:
+            yield self.batch(step)
+            step += stride
+
+    def batch(self, step: int) -> Any:
+        """Make batch number `step`."""
+        raise NotImplementedError
+
+    def scenes(self, step: int) -> Iterator[tuple[Scene, np.random.Generator]]:
+        """Render the scenes of batch number `step`, each with the rest of its own random stream."""
+        for index in range(self.batch_size):
+            rng = scene_rng(self.seed, "pretrain", step * self.batch_size + index)
+            plan = plan_scene(
+                self.library, pretraining_split(), rng, 0.0, mix_styles=bool(rng.random() < 0.5)
+            )
+            yield (
+                render_scene(self.library, plan, self.image_size, rng, is_held_out=False),
+                rng,
+            )
+
+
+def pretraining_split() -> Split:
+    """All scene types alike, in the styles of pre-training."""
+    return Split(
+        "pretrain", 0, PRETRAINING_STYLES, dict.fromkeys(load_priors().scenes, 1.0), drawings="all"
+    )
+
+
+class SceneStream(StepStream):
+    """Batches of clip-compact."""
 
     def __init__(
         self,
@@ -51,44 +95,20 @@ class SceneStream(IterableDataset):
         patch: int,
         first_step: int,
     ) -> None:
-        self.library = library
-        self.seed = seed
-        self.batch_size = batch_size
-        self.image_size = image_size
+        super().__init__(library, seed=seed, batch_size=batch_size, image_size=image_size)
         self.patch = patch
         self.first_step = first_step
-        self.split = Split(
-            "pretrain",
-            0,
-            PRETRAINING_STYLES,
-            dict.fromkeys(load_priors().scenes, 1.0),
-            drawings="all",
-        )
-
-    def __iter__(self) -> Iterator[SceneBatch]:
-        worker = get_worker_info()
-        step, stride = (
-            (self.first_step + worker.id, worker.num_workers) if worker else (self.first_step, 1)
-        )
-        while True:
-            yield self.batch(step)
-            step += stride
 
     def batch(self, step: int) -> SceneBatch:
         """Render batch number `step`."""
-        scenes, captions, rngs = [], [], []
-        for index in range(self.batch_size):
-            rng = scene_rng(self.seed, "pretrain", step * self.batch_size + index)
-            plan = plan_scene(
-                self.library, self.split, rng, 0.0, mix_styles=bool(rng.random() < 0.5)
-            )
-            scenes.append(render_scene(self.library, plan, self.image_size, rng, is_held_out=False))
-            captions.append(caption(scenes[-1], rng))
-            rngs.append(rng)
-        images = np.stack(
-            [_vary(scene.image, rng) for scene, rng in zip(scenes, rngs, strict=True)]
+        scenes, captions, images = [], [], []
+        for scene, rng in self.scenes(step):
+            scenes.append(scene)
+            captions.append(caption(scene, rng))
+            images.append(vary_colours(scene.image, rng))
+        return describe_batch(
+            self.library.classnames, scenes, np.stack(images), captions, self.patch
         )
-        return describe_batch(self.library.classnames, scenes, images, captions, self.patch)
 
 
 def describe_batch(
@@ -105,7 +125,7 @@ def describe_batch(
     for row, scene in enumerate(scenes):
         classes = np.array([index_of[item.classname] for item in scene.objects], dtype=np.int64)
         labels[row, torch.from_numpy(classes)] = True
-        patch_labels.append(_patch_labels(scene.owner, classes, patch))
+        patch_labels.append(label_patches(scene.owner, classes, patch))
         colours += [(row, index_of[item.classname], item.colour) for item in scene.objects]
     return SceneBatch(
         torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(),
@@ -116,7 +136,8 @@ def describe_batch(
     )
 
 
-def _patch_labels(owner: np.ndarray, classes: np.ndarray, patch: int) -> np.ndarray:
+def label_patches(owner: np.ndarray, classes: np.ndarray, patch: int) -> np.ndarray:
+    """Class index of the object that fills most of each patch, -1 where none fills a quarter."""
     side = owner.shape[0] // patch
     tiles = (
         owner.reshape(side, patch, side, patch)
@@ -133,7 +154,7 @@ def _patch_labels(owner: np.ndarray, classes: np.ndarray, patch: int) -> np.ndar
     return np.where(filled, classes[best], -1)
 
 
-def _vary(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def vary_colours(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Colour changes that leave shapes alone: unseen styles differ in palette above all."""
     draw = rng.random()
     if draw < 0.12:
@@ -147,7 +168,7 @@ def _vary(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return image
 
 
-def make_loader(stream: SceneStream, workers: int) -> Iterator[SceneBatch]:
+def make_loader(stream: StepStream, workers: int) -> Iterator[Any]:
     """Render in `workers` background processes (0: in this one), in step order."""
     return iter(
         DataLoader(
