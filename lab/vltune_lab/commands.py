@@ -97,3 +97,27 @@ def pretrain_clip(
     config = from_mapping(PretrainConfig, mapping, str(recipe or "--set"))
     state = pretrain(config, model_folder=out, work=work, device=device, workers=workers)
     console.print_json(json.dumps(publish(state, config, out, device)))
+
+
+@pretrain_app.command("florence2")
+def pretrain_florence2(
+    work: Annotated[Path, typer.Option(help="Checkpoints and log; a second call resumes.")] = Path(
+        "build/pretrain-florence2"
+    ),
+    out: Annotated[Path, typer.Option(help="Model folder with config.json and tokenizer.")] = Path(
+        "assets/florence2-compact"
+    ),
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    workers: Annotated[int, typer.Option(help="Rendering processes.")] = 1,
+    recipe: Annotated[Path | None, typer.Option(help="YAML with a Florence2Recipe.")] = None,
+    overrides: Overrides = [],  # noqa: B006 - typer reads the default once
+) -> None:
+    """Train florence2-compact on the pre-training styles, then write weights and card."""
+    from vltune_lab.pretrain.florence2 import pretrain
+    from vltune_lab.pretrain.florence2_card import publish
+    from vltune_lab.pretrain.florence2_recipe import Florence2Recipe
+
+    mapping = apply_overrides(read_mapping(recipe) if recipe else {}, overrides)
+    config = from_mapping(Florence2Recipe, mapping, str(recipe or "--set"))
+    state = pretrain(config, model_folder=out, work=work, device=device, workers=workers)
+    console.print_json(json.dumps(publish(state, out, device)))

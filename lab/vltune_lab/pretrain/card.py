@@ -1,18 +1,20 @@
 """Publish clip-compact: fp16 safetensors and a card: how it was made and what it can do."""
 
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from vltune import __version__
-from vltune.config import to_mapping
 from vltune.files import atomic_path, sha256_file, write_bytes_atomic, write_json_atomic
 from vltune_lab.pretrain.clip_evaluation import zero_shot_figures
 from vltune_lab.pretrain.recipe import PretrainConfig
+from vltune_lab.pretrain.run_state import RunState
 from vltune_lab.pretrain.state import PretrainState, build_model
 from vltune_lab.scenes.library import (
     FEDERATION_STYLES,
@@ -47,30 +49,57 @@ def publish(
     Returns:
         The card.
     """
+    write_half(state.model.state_dict(), folder / WEIGHTS)
+    card = {
+        **run_facts(state, folder / WEIGHTS, device),
+        "command": "vltune pretrain clip",
+        "history": history,
+        "zero_shot": measure(folder, config.seed, num_images),
+    }
+    write_json_atomic(folder / "card.json", card)
+    write_bytes_atomic(folder / "README.md", card_text(card).encode())
+    return card
+
+
+def write_half(state: Mapping[str, Tensor], path: Path) -> None:
+    """Write tensors as fp16 safetensors."""
     # Counters stay integers: batch norm's would be infinite in fp16 after 65,504 steps.
     half = {
         name: (value.half() if value.is_floating_point() else value).cpu().contiguous()
-        for name, value in state.model.state_dict().items()
+        for name, value in state.items()
     }
-    with atomic_path(folder / WEIGHTS) as temporary:
+    with atomic_path(path) as temporary:
         save_file(half, temporary, metadata={"format": "pt"})
-    card = {
-        "name": folder.name,
+
+
+def run_facts(state: RunState, weights: Path, device: str) -> dict[str, Any]:
+    """What every card says: weights, data, recipe, schedule, hardware.
+
+    Args:
+        state: Its recipe has `batch_size`.
+        weights: The published file; its folder gives the model's name.
+        device: Where it was trained.
+    """
+    backgrounds = PACKAGED_ASSETS / "backgrounds" / "manifest.json"
+    return {
+        "name": weights.parent.name,
         "licence": "Apache-2.0",
         "version": __version__,
-        "weights": {"file": WEIGHTS, "sha256": sha256_file(folder / WEIGHTS), "dtype": "float16",
-                    "bytes": (folder / WEIGHTS).stat().st_size},
+        "weights": {
+            "file": weights.name,
+            "sha256": sha256_file(weights),
+            "dtype": "float16",
+            "bytes": weights.stat().st_size,
+        },
         "data": {
             "what": "scenes of the embedded world, rendered while training; "
             "no photograph of a person, no web data",
             "styles": list(PRETRAINING_STYLES),
             "sprites_manifest_sha256": sha256_file(PACKAGED_ASSETS / "sprites" / "manifest.json"),
-            "backgrounds_manifest_sha256": sha256_file(
-                PACKAGED_ASSETS / "backgrounds" / "manifest.json"
-            ),
-            "images_seen": state.step * config.batch_size,
+            "backgrounds_manifest_sha256": sha256_file(backgrounds),
+            "images_seen": state.step * state.recipe["batch_size"],
         },
-        "recipe": to_mapping(config),
+        "recipe": state.recipe,
         "steps": state.step,
         "schedule": [{"from_step": first, "steps": steps} for first, steps in state.schedule],
         "hardware": f"{device}, {platform.processor() or platform.machine()}, "
@@ -79,13 +108,7 @@ def publish(
         else torch.cuda.get_device_name(),
         "training_seconds": round(state.seconds),
         "torch": torch.__version__,
-        "command": "vltune pretrain clip",
-        "history": history,
-        "zero_shot": measure(folder, config.seed, num_images),
-    }  # fmt: skip
-    write_json_atomic(folder / "card.json", card)
-    write_bytes_atomic(folder / "README.md", card_text(card).encode())
-    return card
+    }
 
 
 def measure(folder: Path, seed: int, num_images: int = 2000) -> dict[str, Any]:

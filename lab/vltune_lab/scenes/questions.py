@@ -16,14 +16,10 @@ from vltune_lab.scenes.render import Scene, SceneObject
 from vltune_lab.scenes.world import load_priors
 
 KINDS = ("presence", "count", "colour", "position", "relation", "place", "category")
-COLOURS = (
-    *("black", "white", "grey", "red", "orange", "yellow"),
-    *("green", "blue", "purple", "pink", "brown"),
-)
-POSITIONS = (
-    *("top left", "top", "top right", "left", "centre", "right"),
-    *("bottom left", "bottom", "bottom right"),
-)
+COLOURS = ("black", "white", "grey", "red", "orange", "yellow")
+COLOURS += ("green", "blue", "purple", "pink", "brown")
+POSITIONS = ("top left", "top", "top right", "left", "centre", "right")
+POSITIONS += ("bottom left", "bottom", "bottom right")
 MOST = 4
 """Highest count asked for."""
 CLEAR = 0.03
