@@ -20,6 +20,7 @@ from vltune_lab.pretrain.question_stream import QuestionBatch, QuestionStream
 from vltune_lab.pretrain.recipe import learning_rate_at
 from vltune_lab.pretrain.run_state import RunState, decayed_groups
 from vltune_lab.pretrain.stream import make_loader
+from vltune_lab.pretrain.word_alignment import align_words
 from vltune_lab.scenes.library import PRETRAINING_STYLES, Library, load_library
 from vltune_lab.scenes.world import load_priors
 
@@ -146,20 +147,26 @@ def pretrain(
     )
     stream.first_step = state.step
     state.model.train()
-    lines = _steps(state, make_loader(stream, workers), recipe)
+    lines = _steps(state, make_loader(stream, workers), recipe, library.classnames)
     run_to_end("pretrain florence2", state, lines, work, recipe.checkpoint_every)
     state.model.eval()
     return state
 
 
 def _steps(
-    state: Florence2Run, batches: Iterator[QuestionBatch], recipe: Florence2Recipe
+    state: Florence2Run,
+    batches: Iterator[QuestionBatch],
+    recipe: Florence2Recipe,
+    classnames: tuple[str, ...],
 ) -> Iterator[dict[str, float]]:
     weights = to_mapping(recipe.losses)
     parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
     while state.step < recipe.steps:
         began = time.perf_counter()
         with_language = state.step >= recipe.grounding_steps
+        if state.step == recipe.grounding_steps:
+            words = state.model.get_input_embeddings().weight
+            align_words(words, state.backbone.tokenizer, state.head, classnames)
         _set_rates(state, recipe)
         terms = batch_loss(state, next(batches), with_language=with_language)
         loss = sum(weights[name] * value for name, value in terms.items())

@@ -274,7 +274,7 @@ def test_a_resumed_run_has_the_weights_of_an_undisturbed_one(
         library, seed=TINY.seed, batch_size=4, image_size=64, questions=2, texts=1,
         kinds=to_mapping(TINY.kinds),
     )  # fmt: skip
-    for _ in itertools.islice(_steps(first, iter(stream), TINY), 2):
+    for _ in itertools.islice(_steps(first, iter(stream), TINY, library.classnames), 2):
         pass
     first.save(tmp_path / "checkpoint.pt")
     resumed = run(4, tmp_path)
