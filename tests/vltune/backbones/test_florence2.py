@@ -286,6 +286,18 @@ def test_missing_weights_are_an_error_not_a_warning(folder: Path, tmp_path: Path
         load_florence2(BackboneConfig("florence2", str(copy)))
 
 
+def test_a_folder_as_transformers_5_writes_its_processor(folder: Path, tmp_path: Path) -> None:
+    copy = clone(folder, tmp_path / "nested")
+    values = json.loads((copy / "preprocessor_config.json").read_text())
+    (copy / "preprocessor_config.json").unlink()
+    with pytest.raises(BackboneError, match=r"preprocessor_config\.json: cannot be read"):
+        load_florence2(BackboneConfig("tiny", str(copy)))
+    (copy / "processor_config.json").write_text(json.dumps({"image_processor": values}))
+    nested = load_florence2(BackboneConfig("tiny", str(copy)))
+    plain = load_florence2(BackboneConfig("tiny", str(folder)))
+    assert nested.preprocess_fingerprint == plain.preprocess_fingerprint
+
+
 def test_preprocessing_that_cannot_be_kept_is_refused(folder: Path, tmp_path: Path) -> None:
     copy = clone(folder, tmp_path / "crop")
     edit(copy / "preprocessor_config.json", do_center_crop=True, resample=1)
