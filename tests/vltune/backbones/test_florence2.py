@@ -311,3 +311,21 @@ def test_any_text_can_be_written_and_read_back(text: str) -> None:
     ids = tokenizer(text)["input_ids"]
     assert tokenizer.decode(ids, skip_special_tokens=True).strip() == text
     assert tokenizer.unk_token_id not in ids
+
+
+@pytest.mark.slow
+def test_the_embedded_model_is_the_one_of_its_card() -> None:
+    card = json.loads((COMPACT / "card.json").read_text())
+    assert card["weights"]["bytes"] < 25e6
+    compact = load_florence2(
+        BackboneConfig("florence2-compact", str(COMPACT), card["weights"]["sha256"])
+    )
+    assert (compact.num_image_tokens, compact.image_token_width) == (17, 192)
+    figures = card["questions"]
+    assert figures["pretraining"]["exact_match"]["overall"] > 0.7
+    assert (
+        figures["federation"]["exact_match"]["overall"]
+        < figures["pretraining"]["exact_match"]["overall"] - 0.1
+    )
+    for group in figures.values():
+        assert group["exact_match"]["overall"] > group["blind"]["overall"] + 0.1
