@@ -27,6 +27,8 @@ CONVERTER = (
     "transformers' repository (it is not in the installed package)"
 )
 PREPROCESSOR = "preprocessor_config.json"
+PROCESSOR = "processor_config.json"
+"""Where transformers 5 keeps the image processor's values, under `image_processor`."""
 _RESAMPLING = {2: "bilinear", 3: "bicubic"}
 _MESSAGE_KEYS = 4
 
@@ -70,7 +72,7 @@ def load_parts(config: BackboneConfig) -> Florence2Parts:
         ) from error
     _check_report(report, source)
     _check_tokens(model, tokenizer, source)
-    return Florence2Parts(model, tokenizer, _read_json(source, PREPROCESSOR), source)
+    return Florence2Parts(model, tokenizer, _image_processor(source), source)
 
 
 def _folder_or_id(config: BackboneConfig) -> str:
@@ -116,6 +118,19 @@ def _read_json(source: str, name: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise BackboneError(f"{path}: expected a mapping at the top")
     return content
+
+
+def _image_processor(source: str) -> dict[str, Any]:
+    try:
+        return _read_json(source, PREPROCESSOR)
+    except BackboneError as error:
+        try:
+            values = _read_json(source, PROCESSOR).get("image_processor")
+        except BackboneError:
+            raise error from None
+        if not isinstance(values, dict):
+            raise error
+        return values
 
 
 def _refuse_original(settings: dict[str, Any], source: str) -> None:

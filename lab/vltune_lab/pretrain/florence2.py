@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, Florence2Config, Florence2ForConditional
 from vltune.backbones.florence2 import Florence2Backbone, backbone_of
 from vltune.backbones.florence2_checkpoint import PREPROCESSOR, Florence2Parts
 from vltune.config import ConfigError, read_mapping, to_mapping
+from vltune_lab.pretrain.attention_start import aim_attention
 from vltune_lab.pretrain.florence2_recipe import Florence2Recipe
 from vltune_lab.pretrain.grounding import GroundingHead, read_image
 from vltune_lab.pretrain.loop import run_to_end
@@ -165,8 +166,7 @@ def _steps(
         began = time.perf_counter()
         with_language = state.step >= recipe.grounding_steps
         if state.step == recipe.grounding_steps:
-            words = state.model.get_input_embeddings().weight
-            align_words(words, state.backbone.tokenizer, state.head, classnames)
+            _start_language(state, recipe.seed, classnames)
         _set_rates(state, recipe)
         terms = batch_loss(state, next(batches), with_language=with_language)
         loss = sum(weights[name] * value for name, value in terms.items())
@@ -183,6 +183,14 @@ def _steps(
             **{name: value.item() for name, value in terms.items()},
             "images_per_second": recipe.batch_size / seconds,
         }
+
+
+def _start_language(state: Florence2Run, seed: int, classnames: tuple[str, ...]) -> None:
+    """Hand what the tower has learnt to the language model's words and first head."""
+    tokenizer = state.backbone.tokenizer
+    align_words(state.model.get_input_embeddings().weight, tokenizer, state.head, classnames)
+    side = int((state.backbone.num_image_tokens - 1) ** 0.5)
+    aim_attention(state.model, tokenizer, state.head, side=side, seed=seed)
 
 
 def _set_rates(state: Florence2Run, recipe: Florence2Recipe) -> None:

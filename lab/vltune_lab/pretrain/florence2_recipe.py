@@ -51,8 +51,8 @@ class Florence2Recipe:
     """
 
     seed: int = 2026
-    steps: int = 5000
-    grounding_steps: int = 2600
+    steps: int = 9000
+    grounding_steps: int = 5500
     batch_size: int = 32
     questions: int = 3
     texts: int = 6
@@ -60,7 +60,7 @@ class Florence2Recipe:
     weight_decay: float = 0.05
     warmup_steps: int = 200
     language_warmup_steps: int = 200
-    language_rate: float = 2.0
+    language_rate: float = 5.0
     kinds: KindWeights = field(default_factory=KindWeights)
     losses: LossWeights = field(default_factory=LossWeights)
     checkpoint_every: int = 100

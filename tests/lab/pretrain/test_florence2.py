@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoTokenizer, Florence2ForConditionalGeneration
+from transformers import AutoProcessor, AutoTokenizer, Florence2ForConditionalGeneration
 
 from vltune.backbones.checkpoint import BackboneConfig
 from vltune.backbones.florence2 import load_florence2
@@ -397,3 +397,17 @@ def test_published_weights_are_those_of_the_card_and_load_everywhere(
     figures = question_figures(backbone, library, ("noto",), num_images=3, seed=1, drawings="all")
     assert figures.num_questions <= 3 * QUESTIONS
     assert all(0 <= value <= 1 for value in figures.exact_match.values())
+
+
+def test_the_folder_is_an_ordinary_one_of_transformers() -> None:
+    """Its processor lays out what the backbone feeds the encoder."""
+    processor = AutoProcessor.from_pretrained(MODEL)
+    backbone = build_backbone(MODEL, seed=0)
+    image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    inputs = processor(text=["Is there a dog?"], images=[image], return_tensors="pt")
+    words = backbone.tokenizer("Is there a dog?")["input_ids"]
+    image_id = backbone.model.config.image_token_id
+    assert inputs["input_ids"].tolist() == [[image_id] * backbone.num_image_tokens + words]
+    torch.testing.assert_close(
+        inputs["pixel_values"][0], backbone.preprocess(image), rtol=0, atol=1e-6
+    )

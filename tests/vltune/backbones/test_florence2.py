@@ -286,6 +286,18 @@ def test_missing_weights_are_an_error_not_a_warning(folder: Path, tmp_path: Path
         load_florence2(BackboneConfig("florence2", str(copy)))
 
 
+def test_a_folder_as_transformers_5_writes_its_processor(folder: Path, tmp_path: Path) -> None:
+    copy = clone(folder, tmp_path / "nested")
+    values = json.loads((copy / "preprocessor_config.json").read_text())
+    (copy / "preprocessor_config.json").unlink()
+    with pytest.raises(BackboneError, match=r"preprocessor_config\.json: cannot be read"):
+        load_florence2(BackboneConfig("tiny", str(copy)))
+    (copy / "processor_config.json").write_text(json.dumps({"image_processor": values}))
+    nested = load_florence2(BackboneConfig("tiny", str(copy)))
+    plain = load_florence2(BackboneConfig("tiny", str(folder)))
+    assert nested.preprocess_fingerprint == plain.preprocess_fingerprint
+
+
 def test_preprocessing_that_cannot_be_kept_is_refused(folder: Path, tmp_path: Path) -> None:
     copy = clone(folder, tmp_path / "crop")
     edit(copy / "preprocessor_config.json", do_center_crop=True, resample=1)
@@ -299,3 +311,21 @@ def test_any_text_can_be_written_and_read_back(text: str) -> None:
     ids = tokenizer(text)["input_ids"]
     assert tokenizer.decode(ids, skip_special_tokens=True).strip() == text
     assert tokenizer.unk_token_id not in ids
+
+
+@pytest.mark.slow
+def test_the_embedded_model_is_the_one_of_its_card() -> None:
+    card = json.loads((COMPACT / "card.json").read_text())
+    assert card["weights"]["bytes"] < 25e6
+    compact = load_florence2(
+        BackboneConfig("florence2-compact", str(COMPACT), card["weights"]["sha256"])
+    )
+    assert (compact.num_image_tokens, compact.image_token_width) == (17, 192)
+    figures = card["questions"]
+    assert figures["pretraining"]["exact_match"]["overall"] > 0.7
+    assert (
+        figures["federation"]["exact_match"]["overall"]
+        < figures["pretraining"]["exact_match"]["overall"] - 0.1
+    )
+    for group in figures.values():
+        assert group["exact_match"]["overall"] > group["blind"]["overall"] + 0.1
