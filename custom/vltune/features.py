@@ -104,8 +104,8 @@ class FeatureSet:
     """Features of N samples.
 
     Attributes:
-        patch_features: (N, M, D) float16 on disk, unit norm up to rounding.
-        image_features: (N, D) float32 in memory, unit norm up to rounding.
+        patch_features: (N, M, D) float16 on disk, as the backbone gave them up to rounding.
+        image_features: (N, D) float32 in memory, rounded to float16 on the way.
         num_encoded: Images that had to be encoded by this call.
     """
 

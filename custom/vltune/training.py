@@ -124,7 +124,7 @@ def round_span(
 
 
 def make_optimizer(parameters: list[nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
-    """Build the optimiser; it starts afresh in each round, as in FedAvg."""
+    """Build a new optimiser, which remembers nothing."""
     if config.optimizer == "sgd":
         return torch.optim.SGD(
             parameters, config.learning_rate, config.momentum, weight_decay=config.weight_decay

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from vltune.algorithms.fedvlm import build_participant as build_plain
 from vltune.algorithms.lora_site import LoraParticipant
+from vltune.flare.aggregator import weighted_mean
 from vltune.flare.persistor import LAST_FILE, read_adapter
 from vltune.flare.run_log import METRICS_FILE, STATE_FILE
 from vltune.lora import read_factors
 from vltune.lora_exactness import exactness_error
-from vltune.lora_factors import Factors, pair_factors
+from vltune.lora_factors import pair_factors
 from vltune.parameters import LocalUpdate
 from vltune.participant import ShouldStop
 from vltune.site_config import VARIABLE, AnySiteConfig, read_site_config, require_answers
@@ -202,14 +203,8 @@ def _error_of_means(place: Path, num_examples: Mapping[str, int]) -> float:
     """`exactness_error` of averaging both factors, from what each site had after its training."""
     found = {path.parent.parent.name: path for path in place.glob(f"state/*/*/{FACTORS_FILE}")}
     sites = sorted(found)
-    updates = [pair_factors(load_file(found[site]), site) for site in sites]
+    sent = [load_file(found[site]) for site in sites]
     weights = [num_examples[site] for site in sites]
-    total = sum(weights)
-    means = {
-        module: Factors(
-            sum(u[module].a * (w / total) for u, w in zip(updates, weights, strict=True)),
-            sum(u[module].b * (w / total) for u, w in zip(updates, weights, strict=True)),
-        )
-        for module in updates[0]
-    }
+    updates = [pair_factors(tensors, site) for tensors, site in zip(sent, sites, strict=True)]
+    means = pair_factors(weighted_mean(sent, weights), "the mean")
     return exactness_error(updates, weights, means).overall
