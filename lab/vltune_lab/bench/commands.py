@@ -71,7 +71,7 @@ def conditions(
 @bench_app.command("fedvlm")
 def fedvlm(
     quick: Quick = False,
-    seeds: Annotated[str, typer.Option(help="Comma-separated seeds.")] = "7,8,9",
+    seeds: Annotated[str, typer.Option(help="Comma-separated seeds.")] = "8,9,10",
     settings: Annotated[str, typer.Option(help="Comma-separated; empty: all.")] = "",
     worlds: Annotated[Path, typer.Option(help="Folder of the worlds.")] = Path("build/preference"),
     out: Annotated[Path, typer.Option(help="Result file.")] = RESULTS_FOLDER / "fedvlm.json",

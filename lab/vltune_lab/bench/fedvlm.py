@@ -11,6 +11,7 @@ import math
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ from vltune_lab.bench.fedvlm_runs import (
     local_only,
     untrained,
 )
+from vltune_lab.bench.journal import Journal
 from vltune_lab.jobs.kinds import FEDVLM
 from vltune_lab.jobs.resolve import resolve_job
 from vltune_lab.scenes.make_preference import make_preference_world
@@ -71,7 +73,8 @@ def settings_of(text: str) -> tuple[Setting, ...]:
 
 
 # Images of a site: fewer than the world's own, so that all runs take hours and not days.
-TRAIN, VALIDATION, TEST = 150, 20, 60
+TRAIN, VALIDATION, TEST = 60, 3, 80
+JOURNAL = "rows.jsonl"
 QUICK = ("federation.rounds=1", "training.local_epochs=1")
 QUICK_IMAGES = (8, 4, 4)
 
@@ -88,7 +91,8 @@ def run_fedvlm(
 
     Args:
         seeds: Seeds.
-        folder: Of the worlds; made where they are not there.
+        folder: Of the worlds, made where they are not there, and of the rows as they come: a run
+            that was stopped goes on after its last row.
         progress: Shows a bar.
         quick: One round on a few images, to see that it runs.
         settings: Ways to deal the world out.
@@ -97,15 +101,16 @@ def run_fedvlm(
         Rows of a protocol file; `accuracy_<site>` beside the mean and the worst site.
     """
     rows: list[dict[str, Any]] = []
+    journal = Journal(folder / JOURNAL)
     bar = progress.add_task("runs", total=len(settings) * len(seeds) * (len(MODES) + 3))
     for setting in settings:
         for seed in seeds:
             sites = Sites(make_world(setting, seed, folder, quick=quick))
             for method, run in methods(seed, quick=quick).items():
-                with tempfile.TemporaryDirectory(prefix="vltune-bench-") as place:
-                    measured = run(sites, Path(place))
                 common = {"method": method, "setting": setting.name, "seed": seed}
-                rows.append(common | _figures(measured))
+                facts = common | {"quick": quick}
+                measured = journal.row(facts, partial(_measure, run, sites))
+                rows.append(common | measured)
                 progress.advance(bar)
     return rows
 
@@ -144,6 +149,11 @@ def methods(seed: int, *, quick: bool) -> dict[str, Callable[[Sites, Path], Meas
         runs[method] = lambda sites, place, mode=mode: federate(job(mode), sites, place)
     runs["centralised"] = lambda sites, place: centralised(job("fedavg"), sites, place)
     return runs
+
+
+def _measure(run: Callable[[Sites, Path], Measured], sites: Sites) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="vltune-bench-") as place:
+        return _figures(run(sites, Path(place)))
 
 
 def _figures(measured: Measured) -> dict[str, Any]:
