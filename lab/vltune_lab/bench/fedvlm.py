@@ -101,6 +101,7 @@ def run_fedvlm(
         Rows of a protocol file; `accuracy_<site>` beside the mean and the worst site.
     """
     rows: list[dict[str, Any]] = []
+    folder = folder.absolute()  # the sites' files lie elsewhere and name it
     journal = Journal(folder / JOURNAL)
     bar = progress.add_task("runs", total=len(settings) * len(seeds) * (len(MODES) + 3))
     for setting in settings:
