@@ -40,15 +40,12 @@ def pad_factors(factors: Factors, rank: int) -> Factors:
     return Factors(pad(factors.a, (0, 0, 0, missing)), pad(factors.b, (0, missing)))
 
 
-def padded(tensors: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Pad both factors of every module to the ranks of `reference`, all by wire name.
+def cut_like(tensors: Mapping[str, Tensor], update: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The global factors as the sender of `update` was given them: views cut to its ranks.
 
-    Raises:
-        LoraError: A module has a larger rank than the reference.
+    Both by wire name and already checked against each other; factors of equal rank stay whole.
     """
-    ranks = {m: pair.rank for m, pair in pair_factors(reference, "the reference").items()}
-    pairs = pair_factors(tensors, "the update")
-    return name_factors({m: pad_factors(pair, ranks[m]) for m, pair in pairs.items()})
+    return {n: value[tuple(map(slice, update[n].shape))] for n, value in tensors.items()}
 
 
 def truncate_factors(tensors: Mapping[str, Tensor], rank: int) -> Truncated:

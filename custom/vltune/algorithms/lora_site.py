@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
@@ -24,35 +23,20 @@ from vltune.algorithms.encoded_records import (
     TokenCache,
     fitting,
 )
-from vltune.algorithms.lora_job import LoraJob, own_rank
+from vltune.algorithms.lora_job import LoraJob
+from vltune.algorithms.site_lora import SiteLora
 from vltune.backbones.vision_language import VisionLanguageBackbone
 from vltune.config import ConfigError
 from vltune.data.image_text import ImageTextSamples
 from vltune.files import OutputError, sha256_json
-from vltune.lora import (
-    add_lora,
-    read_factors,
-    seeded_factors,
-    set_residual,
-    train_factors,
-    without_lora,
-    write_factors,
-)
-from vltune.lora_export import export_peft
-from vltune.lora_factors import Kind
-from vltune.lora_ranks import truncate_factors
-from vltune.lora_residual import split_residual
-from vltune.optimizer_state import PREFIX, load_optimizer_tensors, optimizer_tensors
 from vltune.parameters import LocalUpdate, hash_tensors, spec_of
 from vltune.participant import Evaluation, Handshake, ShouldStop
 from vltune.seed import derive_seed
 from vltune.site_config import AnswerSiteConfig
 from vltune.training import (
-    DivergedError,
     RoundPlan,
     TrainingStopped,
     local_train,
-    make_optimizer,
     round_span,
 )
 
@@ -90,9 +74,6 @@ class LoraParticipant:
         self.job, self.site, self.site_name, self.state_dir = job, site, site_name, state_dir
         self.mode = job.aggregation.description
         self._load_backbone, self._objective = load_backbone, objective
-        self._has_trained = False
-        self._optimizer: torch.optim.Optimizer | None = None
-        self._residual: dict[str, Tensor] = {}
 
     def prepare(self, should_stop: ShouldStop) -> Handshake:
         """Load model and data, encode each image once, put LoRA on."""
@@ -123,14 +104,9 @@ class LoraParticipant:
 
         self.train_split, self.validation_split = encode(data.train), encode(data.validation)
         self.test_split = None if data.test is None else encode(data.test)
-        wanted = self.job.lora.settings(backbone.lora_scope)
-        self.settings = wanted.at_rank(own_rank(self.job, self.site.lora_rank))
-        seed = derive_seed(self.job.seed, "", 0, "lora")
-        self.lora = add_lora(backbone.model, self.settings, seed, allowed=backbone.lora_scope)
-        train_factors(self.lora, self._trained_kinds)
-        self.loss = self._objective(backbone, self.lora, self.train_split)
-        own = read_factors(self.lora, self.mode.shared)
-        initial = seeded_factors(own, wanted.rank, seed)
+        self.lora = SiteLora(self.job, backbone.model, backbone.lora_scope, self.site.lora_rank)
+        self.loss = self._objective(backbone, self.lora.model, self.train_split)
+        initial = self.lora.initial()
         log.info("ready in %.1f s", time.perf_counter() - began)
         return Handshake(
             spec=spec_of(initial),
@@ -144,13 +120,13 @@ class LoraParticipant:
                 "preprocessing": backbone.preprocess_fingerprint,
                 "adapter": sha256_json(
                     [
-                        asdict(wanted),
+                        asdict(self.lora.wanted),
                         asdict(self.job.aggregation),
                         backbone.tokenizer_fingerprint,
                     ]
                 ),
             },
-            own_spec=spec_of(own),
+            own_spec=spec_of(self.lora.shared()),
         )
 
     def evaluate(self, shared: dict[str, Tensor]) -> Evaluation:
@@ -159,10 +135,9 @@ class LoraParticipant:
         told = self.state_dir / ZERO_SHOT_TOLD
         if not told.exists():
             told.touch()
-            with without_lora(self.lora):
-                set_residual(self.lora, {}, self.settings)
+            with self.lora.untouched():
                 metrics["zero_shot_accuracy"] = self._measure(self.validation_split)["accuracy"]
-        self._receive(shared)
+        self.lora.receive(shared)
         return Evaluation(metrics | self._measure(self.validation_split))
 
     def train(
@@ -174,12 +149,12 @@ class LoraParticipant:
         rounds trains those alone first, or its first update would pull the others towards a start
         that they have left.
         """
-        self._receive(shared)
+        self.lora.receive(shared)
         seed = derive_seed(self.job.seed, self.site_name, round_number)
         metrics = {}
-        if self.mode.personal and round_number > 0 and not self._has_trained:
+        if self.mode.personal and round_number > 0 and not self.lora.has_trained:
             metrics["steps_warm_up"] = float(self._warm_up(seed, should_stop))
-        self.lora.train()
+        self.lora.model.train()
         result = local_train(
             self,
             num_examples=len(self.train_split),
@@ -188,14 +163,14 @@ class LoraParticipant:
                 self.job.training,
                 seed,
                 round_span(self.job.training, round_number, self.job.num_rounds),
-                self._optimizer_for_round(),
+                self.lora.optimizer(),
             ),
             should_stop=should_stop,
         )
-        self._check_finite(round_number)
-        self._has_trained = True
+        self.lora.check_finite(round_number)
+        self.lora.has_trained = True
         return LocalUpdate(
-            tensors=read_factors(self.lora, self.mode.shared),
+            tensors=self.lora.shared(),
             num_examples=len(self.train_split),
             metrics={
                 **metrics,
@@ -214,22 +189,16 @@ class LoraParticipant:
         Returns:
             Its metrics on the site's test records as `test_...`; empty without any.
         """
-        if self.mode.personal and not self._has_trained:
+        if self.mode.personal and not self.lora.has_trained:
             log.warning("this site was never trained, so it has no personal model to keep")
             return {}
-        self._receive(shared)
+        self.lora.receive(shared)
         metrics = {}
         if self.test_split is not None:
             measured = self._measure(self.test_split)
             metrics = {f"test_{name}": value for name, value in measured.items()}
         try:
-            export_peft(
-                read_factors(self.lora),
-                self.settings,
-                self.backbone.name,
-                self.state_dir / EXPORT_FOLDER,
-                self._residual,
-            )
+            self.lora.export(self.backbone.name, self.state_dir / EXPORT_FOLDER)
         except OutputError:
             log.exception("the adapter of this site could not be written")
         else:
@@ -238,98 +207,41 @@ class LoraParticipant:
 
     def personal_state(self) -> dict[str, Tensor]:
         """The site's own factors and what its optimiser remembers; empty before any training."""
-        if not self._has_trained:
-            return {}
-        kept = read_factors(self.lora, self.mode.personal) if self.mode.personal else {}
-        if self._optimizer is not None and self._keeps_optimizer:
-            kept |= optimizer_tensors(self._optimizer, self._trained_names())
-        return kept
+        return self.lora.kept()
 
     def load_personal_state(self, tensors: dict[str, Tensor]) -> None:
         """Restore what `personal_state` returned."""
-        memory = {name: value for name, value in tensors.items() if name.startswith(PREFIX)}
-        own = {name: value for name, value in tensors.items() if name not in memory}
-        if self.mode.personal:
-            write_factors(self.lora, own, self.mode.personal, "this site's state folder")
-        if self._keeps_optimizer:
-            self._optimizer = make_optimizer(self.trainable_parameters(), self.job.training)
-            load_optimizer_tensors(self._optimizer, self._trained_names(), memory)
-        self._has_trained = True
+        self.lora.restore(tensors)
 
     def shared_keys(self) -> frozenset[str]:
         """Wire names of the factors that leave the site."""
-        return frozenset(read_factors(self.lora, self.mode.shared))
+        return frozenset(self.lora.shared())
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """What the optimiser moves, shared and personal, in the order of their names."""
-        return [parameter for _, parameter in self._trained()]
-
-    @property
-    def _trained_kinds(self) -> frozenset[Kind]:
-        return self.mode.shared | self.mode.personal
-
-    def _trained(self) -> list[tuple[str, nn.Parameter]]:
-        return sorted(
-            (name, value) for name, value in self.lora.named_parameters() if value.requires_grad
-        )
-
-    def _trained_names(self) -> list[str]:
-        return [name for name, _ in self._trained()]
-
-    def _receive(self, shared: dict[str, Tensor]) -> None:
-        factors, self._residual = split_residual(shared)
-        if self.settings.rank < self.job.lora.rank:
-            factors = truncate_factors(factors, self.settings.rank).tensors
-        write_factors(self.lora, factors, self.mode.shared)
-        set_residual(self.lora, self._residual, self.settings)
-
-    def _check_finite(self, round_number: int) -> None:
-        """Refuse to keep or send what the last step may have broken."""
-        broken = [n for n, p in self._trained() if not bool(torch.isfinite(p).all())]
-        if broken:
-            raise DivergedError(
-                f"round {round_number}: {len(broken)} factors are NaN or infinite after training; "
-                f"lower learning_rate (now {self.job.training.learning_rate})"
-            )
-
-    @property
-    def _keeps_optimizer(self) -> bool:
-        # After svd and stack the coordinates are others, and so moments of the last round mean
-        # nothing.
-        return self.job.keep_optimizer and self.mode.keeps_basis
-
-    def _optimizer_for_round(self) -> torch.optim.Optimizer:
-        if self._optimizer is None or not self._keeps_optimizer:
-            self._optimizer = make_optimizer(self.trainable_parameters(), self.job.training)
-        return self._optimizer
+        return self.lora.parameters()
 
     def _warm_up(self, seed: int, should_stop: ShouldStop) -> int:
         """Train the personal factors alone; returns the number of steps."""
         if not self.job.warm_up_epochs:
             return 0
-        train_factors(self.lora, self.mode.personal)
-        self.lora.train()
-        try:
+        self.lora.model.train()
+        plan = RoundPlan(
+            replace(self.job.training, local_epochs=self.job.warm_up_epochs, schedule="constant"),
+            derive_seed(seed, self.site_name, 0, "warm-up"),
+        )
+        with self.lora.personal_alone():
             result = local_train(
                 self,
                 num_examples=len(self.train_split),
                 batch_at=self.train_split.batch_at,
-                plan=RoundPlan(
-                    replace(
-                        self.job.training,
-                        local_epochs=self.job.warm_up_epochs,
-                        schedule="constant",
-                    ),
-                    derive_seed(seed, self.site_name, 0, "warm-up"),
-                ),
+                plan=plan,
                 should_stop=should_stop,
             )
-        finally:
-            train_factors(self.lora, self._trained_kinds)
         return result.steps
 
     def _measure(self, split: EncodedRecords) -> dict[str, float]:
-        self.lora.eval()
+        self.lora.model.eval()
         return measure_answers(
             self.backbone,
             split,

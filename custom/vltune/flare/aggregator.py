@@ -24,7 +24,7 @@ from vltune.lora_contract import LoraContract
 from vltune.lora_exactness import Exactness
 from vltune.lora_factors import LoraError
 from vltune.lora_modes import LoraAggregation
-from vltune.lora_ranks import padded
+from vltune.lora_ranks import cut_like
 from vltune.lora_residual import split_residual
 from vltune.parameters import LocalUpdate, ParameterError, check_shared, spec_of, update_norm
 
@@ -64,6 +64,7 @@ class ValidatingAggregator(ModelAggregator):
         self.max_update_norm = max_update_norm
         self._updates: dict[str, LocalUpdate] = {}
         self._global: dict[str, Tensor] = {}
+        self._contract: LoraContract | None = None
         self._round: int | None = None
         self._announced: dict[str, int] = {}
 
@@ -83,6 +84,7 @@ class ValidatingAggregator(ModelAggregator):
         self.reset_stats()
         self._round = round_number
         self._global = dict(global_tensors)
+        self._contract = None
         self._announced = dict(announced or {})
 
     def accept(self, shareable: Shareable, fl_ctx: FLContext) -> bool:
@@ -154,11 +156,14 @@ class ValidatingAggregator(ModelAggregator):
             raise RejectedUpdateError(f"{site}: expected full shared tensors")
 
     def _check_values(self, site: str, update: LocalUpdate) -> None:
-        reference, _ = split_residual(self._global)
+        sent_out, _ = split_residual(self._global)
         if self._lora is None:
             check_shared(spec_of(self._global), update.tensors, site)
         else:
-            LoraContract(self._lora.description, reference).check(site, update.tensors)
+            if self._contract is None:
+                self._contract = LoraContract(self._lora.description, sent_out)
+            self._contract.check(site, update.tensors)
+            sent_out = cut_like(sent_out, update.tensors)
         if update.num_examples < 1:
             raise RejectedUpdateError(f"{site}: num_examples is {update.num_examples}, not >= 1")
         announced = self._announced.get(site, update.num_examples)
@@ -166,10 +171,7 @@ class ValidatingAggregator(ModelAggregator):
             raise RejectedUpdateError(
                 f"{site}: num_examples is {update.num_examples}, but it announced {announced}"
             )
-        sent = update.tensors
-        if self._lora is not None and self._lora.description.has_mixed_ranks:
-            sent = padded(sent, reference)
-        norm = update_norm(sent, reference)
+        norm = update_norm(update.tensors, sent_out)
         if norm > self.max_update_norm:
             raise RejectedUpdateError(
                 f"{site}: the update's norm is {norm:.6g}, max_update_norm is "

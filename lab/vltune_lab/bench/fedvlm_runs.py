@@ -113,7 +113,7 @@ class RecordingSite:
     ) -> LocalUpdate:
         """Train and keep the factors."""
         update = self._inner.train(shared, round_number, should_stop)
-        save_file(read_factors(self._inner.lora), self._path)
+        save_file(read_factors(self._inner.lora.model), self._path)
         return update
 
 

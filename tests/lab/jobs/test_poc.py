@@ -1,4 +1,7 @@
-"""The real FedMPT job on a real POC: processes, certificates, submit, follow, download."""
+"""The real jobs on a real POC: processes, certificates, submit, follow, download.
+
+One POC for all: a site's file is read when a job starts, so each test puts its own in place.
+"""
 
 import os
 import signal
@@ -6,19 +9,28 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
+from torch import Tensor
+
+sys.path += [str(Path(__file__).parents[2] / part) for part in ("vltune", "vltune/algorithms")]
+
+from answer_sites import write_site
+from tiny_florence import write_tiny_florence
 
 from vltune.config import from_mapping
 from vltune.flare.persistor import round_file
+from vltune.lora_factors import parse_factor_name
 from vltune_lab.jobs.collect import ADAPTERS
 from vltune_lab.jobs.in_process import run_in_process
-from vltune_lab.jobs.kinds import FEDMPT
+from vltune_lab.jobs.kinds import FEDMPT, FEDVLM
 from vltune_lab.jobs.resolve import resolve_job
-from vltune_lab.report.summary import load_summary
+from vltune_lab.report.summary import RunSummary, load_summary
 from vltune_lab.scenes.make import make_world
 from vltune_lab.scenes.world import WorldConfig
 
@@ -27,7 +39,6 @@ pytestmark = pytest.mark.flare
 ROOT = Path(__file__).parents[3]
 SITES = ("site-1", "site-2")
 LIMIT_SECONDS = 120.0
-OVERRIDES = ["federation.rounds=2", "training.local_epochs=1"]
 
 
 def run(*command: str | Path) -> str:
@@ -65,66 +76,128 @@ def processes_below(folder: Path) -> list[int]:
     return [pid for pid in found if pid != os.getpid()]
 
 
+@pytest.fixture(scope="module")
+def poc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The project of poc_workspace/ with two sites and a free port, started; ended afterwards.
+
+    Yields a link, `now`: what a test points it to holds the sites' files.
+    """
+    folder = tmp_path_factory.mktemp("poc")
+    project = yaml.safe_load((ROOT / "poc_workspace/project.yml").read_text())
+    left_out = {"site-3", "site-4"}
+    project["participants"] = [p for p in project["participants"] if p["name"] not in left_out]
+    project["participants"][0]["fed_learn_port"] = free_port()
+    path = folder / "project.yml"
+    path.write_text(yaml.safe_dump(project))
+    workspace = folder / "poc"
+    (folder / "home").mkdir()
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("HOME", str(folder / "home"))
+        monkeypatch.setenv("NVFLARE_POC_WORKSPACE", str(workspace))
+        monkeypatch.setenv("VLTUNE_SITE_CONFIG", str(folder / "now/{site}/vltune_site.yaml"))
+        monkeypatch.setenv("VLTUNE_GLOBAL_TEST", str(folder / "now/global/test"))
+        nvflare("poc", "prepare", "-i", path)
+        nvflare("poc", "start")
+        try:
+            yield folder / "now"
+        finally:
+            nvflare("poc", "stop")
+            until = time.monotonic() + 30
+            while (left := processes_below(workspace)) and time.monotonic() < until:
+                time.sleep(0.2)
+            for pid in left:
+                os.kill(pid, signal.SIGKILL)
+
+
 @pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def put(poc: Path) -> Callable[[Path], None]:
+    """Point the sites to a folder with their files; one thread each, for equal bits."""
+
+    def point(folder: Path) -> None:
+        for path in folder.glob("site-*/vltune_site.yaml"):
+            path.write_text(path.read_text() + "threads: 1\n")
+        poc.unlink(missing_ok=True)
+        poc.symlink_to(folder, target_is_directory=True)
+
+    return point
+
+
+def scene_world(folder: Path) -> Path:
     """Two sites of the scene world, with a global test set."""
     sites = [
         {"name": name, "styles": ["twemoji"], "scenes": {"park": 1}, "train": 24, "validation": 16}
         for name in SITES
     ]
     config = {"seed": 3, "sites": sites, "test": 16, "test_styles": ["twemoji"], "shifted": 0}
-    make_world(from_mapping(WorldConfig, config, "world"), tmp_path / "world")
-    for path in (tmp_path / "world").glob("site-*/vltune_site.yaml"):
-        path.write_text(path.read_text() + "threads: 1\n")  # bits depend on the number of threads
-    pattern = tmp_path / "world" / "{site}" / "vltune_site.yaml"
-    monkeypatch.setenv("VLTUNE_SITE_CONFIG", str(pattern))
-    monkeypatch.setenv("VLTUNE_GLOBAL_TEST", str(tmp_path / "world" / "global" / "test"))
-    return tmp_path / "world"
+    make_world(from_mapping(WorldConfig, config, "world"), folder)
+    return folder
 
 
-@pytest.fixture
-def poc(tmp_path: Path, world: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The project of poc_workspace/ with two sites and a free port, started; ended afterwards."""
-    project = yaml.safe_load((ROOT / "poc_workspace/project.yml").read_text())
-    left_out = {"site-3", "site-4"}
-    project["participants"] = [p for p in project["participants"] if p["name"] not in left_out]
-    project["participants"][0]["fed_learn_port"] = free_port()
-    path = tmp_path / "project.yml"
-    path.write_text(yaml.safe_dump(project))
-    workspace = tmp_path / "poc"
-    (tmp_path / "home").mkdir()
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("NVFLARE_POC_WORKSPACE", str(workspace))
-    nvflare("poc", "prepare", "-i", path)
-    nvflare("poc", "start")
-    try:
-        yield workspace
-    finally:
-        nvflare("poc", "stop")
-        until = time.monotonic() + 30
-        while (left := processes_below(workspace)) and time.monotonic() < until:
-            time.sleep(0.2)
-        for pid in left:
-            os.kill(pid, signal.SIGKILL)
-
-
-@pytest.mark.usefixtures("poc")
-def test_poc_trains_what_a_bare_loop_trains(tmp_path: Path) -> None:
-    out = tmp_path / "runs"
+def submitted(job: str, out: Path, overrides: list[str]) -> RunSummary:
     arguments = ["--env", "poc", "--out", out, "--name", "poc"]
-    arguments += [part for override in OVERRIDES for part in ("--set", override)]
-    told = run(sys.executable, "jobs/fedmpt/job.py", *arguments)
+    arguments += [part for override in overrides for part in ("--set", override)]
+    told = run(sys.executable, f"jobs/{job}/job.py", *arguments)
     assert "FLARE job" in told
     assert told.count("round ") >= 2
     summary = load_summary(out / "poc")
     assert (summary.environment, summary.rounds) == ("poc", 2)
     assert {site.site for site in summary.per_site} == set(SITES)
-    assert summary.global_mAP is not None
     assert (out / "poc" / "report.html").exists()
     assert not summary.rejected_updates
+    return summary
 
-    job = resolve_job(FEDMPT, OVERRIDES)
-    server = run_in_process(job, SITES, tmp_path / "loop")
-    for number in range(2):
-        name = round_file(number + 1)
-        assert (out / "poc" / ADAPTERS / name).read_bytes() == (server / name).read_bytes()
+
+def same_rounds(run_folder: Path, server: Path) -> bool:
+    names = [round_file(1), round_file(2)]
+    return all(
+        (run_folder / ADAPTERS / name).read_bytes() == (server / name).read_bytes()
+        for name in names
+    )
+
+
+def test_fedmpt_trains_what_a_bare_loop_trains(tmp_path: Path, put: Callable[[Path], None]) -> None:
+    put(scene_world(tmp_path / "world"))
+    overrides = ["federation.rounds=2", "training.local_epochs=1"]
+    summary = submitted("fedmpt", tmp_path / "runs", overrides)
+    assert summary.global_mAP is not None
+    server = run_in_process(resolve_job(FEDMPT, overrides), SITES, tmp_path / "loop")
+    assert same_rounds(tmp_path / "runs" / "poc", server)
+
+
+def test_fedvlm_trains_what_a_bare_loop_trains_and_only_b_comes_home(
+    tmp_path: Path, put: Callable[[Path], None]
+) -> None:
+    """What each site kept of A, and its adapter folder, are the bare loop's too."""
+    weights = write_tiny_florence(tmp_path / "model")
+    overrides = [
+        f"backbone.weights={weights}",
+        "lora.rank=2",
+        "training.batch_size=4",
+        "max_answer_tokens=4",
+        "federation.rounds=2",
+    ]
+    for name in ("sites", "again"):
+        for site in SITES:
+            write_site(tmp_path / name, site)
+    put(tmp_path / "again")
+    server = run_in_process(resolve_job(FEDVLM, overrides), SITES, tmp_path / "loop")
+    put(tmp_path / "sites")
+    submitted("fedvlm", tmp_path / "runs", overrides)
+    home = tmp_path / "runs" / "poc"
+    assert same_rounds(home, server)
+    assert {parse_factor_name(name)[1] for name in load_file(home / ADAPTERS / round_file(2))} == {
+        "B"
+    }
+    for site in SITES:
+        one, other = (kept_by(tmp_path / name / site) for name in ("sites", "again"))
+        assert any("lora_A" in name for name in one)
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def kept_by(folder: Path) -> dict[str, Tensor]:
+    """Last personal tensors and exported adapter of a site with one run."""
+    state = folder / "vltune_state" / folder.name
+    (personal,) = state.glob("*/personal_round1.safetensors")
+    (adapter,) = state.glob("*/peft_adapter/adapter_model.safetensors")
+    return load_file(personal) | load_file(adapter)

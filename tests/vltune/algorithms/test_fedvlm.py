@@ -79,7 +79,7 @@ def test_only_b_leaves_and_a_is_trained_and_kept(participate: Make) -> None:
     shake = site.prepare(go)
     assert kinds_of(shake.initial) == {"B"}
     assert not any(value.any() for value in shake.initial.values())
-    before = read_factors(site.lora, ("A",))
+    before = read_factors(site.lora.model, ("A",))
     assert site.personal_state() == {}
     update = site.train(shake.initial, 0, go)
     assert kinds_of(update.tensors) == {"B"}
@@ -94,16 +94,16 @@ def test_only_b_leaves_and_a_is_trained_and_kept(participate: Make) -> None:
 def test_every_site_begins_with_the_same_a(participate: Make) -> None:
     one, other = participate("site-1"), participate("site-2")
     assert one.prepare(go).initial_hash == other.prepare(go).initial_hash
-    assert same(read_factors(one.lora, ("A",)), read_factors(other.lora, ("A",)))
+    assert same(read_factors(one.lora.model, ("A",)), read_factors(other.lora.model, ("A",)))
 
 
 def test_what_ffa_freezes_stays_at_its_seeded_start(participate: Make) -> None:
     site = participate(aggregation={"mode": "ffa"})
     start = site.prepare(go).initial
-    before = read_factors(site.lora, ("A",))
+    before = read_factors(site.lora.model, ("A",))
     site.evaluate(start)  # measures without LoRA, too
     site.train(start, 0, go)
-    assert same(read_factors(site.lora, ("A",)), before)
+    assert same(read_factors(site.lora.model, ("A",)), before)
     assert not any("lora_A" in name for name in site.personal_state())
 
 
@@ -160,9 +160,9 @@ def test_warm_up_moves_only_what_stays(participate: Make) -> None:
     site = participate()
     start = site.prepare(go).initial
     received = {name: torch.full_like(value, 0.01) for name, value in start.items()}
-    site._receive(received)
+    site.lora.receive(received)
     site._warm_up(5, go)
-    assert same(read_factors(site.lora, ("B",)), received)
+    assert same(read_factors(site.lora.model, ("B",)), received)
 
 
 def test_the_adapter_of_a_site_is_a_peft_folder_that_answers_as_the_site_does(
@@ -185,7 +185,7 @@ def test_the_adapter_of_a_site_is_a_peft_folder_that_answers_as_the_site_does(
         answers = base.answer(batch.image_tokens, batch.prompts, max_tokens=4)
     assert torch.equal(got, wanted)
     assert not torch.allclose(got, unloaded)
-    site.lora.eval()
+    site.lora.model.eval()
     assert answers == site.backbone.answer(batch.image_tokens, batch.prompts, max_tokens=4)
     right = [a == r.answers[0] for a, r in zip(answers, site.validation_split.records, strict=True)]
     assert evaluation.metrics["accuracy"] == pytest.approx(sum(right) / len(right))
@@ -219,7 +219,7 @@ def test_dpo_starts_at_log_2_and_learns_the_preference(participate: Make) -> Non
         assert site.loss(batch).item() == pytest.approx(math.log(2), abs=1e-6)
     before = site.evaluate(start).metrics["preference_accuracy"]
     shared = site.train(start, 0, go).tensors
-    site.lora.eval()
+    site.lora.model.eval()
     with torch.no_grad():
         assert site.loss(batch).item() < 0.6
     assert site.evaluate(shared).metrics["preference_accuracy"] >= before

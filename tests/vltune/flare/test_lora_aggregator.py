@@ -103,6 +103,15 @@ def test_a_large_update_of_a_lower_rank_is_refused_too() -> None:
         it.accept_model(answer("a", [[100, 0]], [[1], [0]], 1))
 
 
+def test_a_lower_rank_is_measured_against_what_the_site_was_given() -> None:
+    """Its row of A moved by 3; the row that it never saw, of norm 500, is no move of its own."""
+    it = made("svd", {A: torch.tensor([[1.0, 0], [300, 400]]), B: torch.zeros(2, 2)})
+    it.max_update_norm = 3.0
+    it.accept_model(answer("a", [[4, 0]], [[0], [0]], 1))
+    with pytest.raises(RejectedUpdateError, match=r"norm is 3\.5,"):
+        it.accept_model(answer("b", [[4.5, 0]], [[0], [0]], 1))
+
+
 @pytest.mark.parametrize(
     ("mode", "reason"),
     [
