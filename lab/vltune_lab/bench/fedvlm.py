@@ -3,8 +3,8 @@
 Whole federations in one process (the same numbers as under FLARE's simulator), once for each way to
 deal the world out, method and seed. Figures are exact match of each site's final model on the
 site's own held-out test set; each site counts the same. `local only` is each site alone,
-`centralised` one model of everybody's data: both with the passes, learning rate and schedule of
-the federations. The seed is the world's, the factors' start and the order of samples.
+`centralised` one model of everybody's data: both with the passes and schedule of the federations,
+and a learning rate of their own. The seed is the world's, the factors' start and the order of samples.
 """
 
 import math
@@ -75,6 +75,9 @@ def settings_of(text: str) -> tuple[Setting, ...]:
 # Images of a site: fewer than the world's own, so that all runs take hours and not days.
 TRAIN, VALIDATION, TEST = 60, 3, 80
 JOURNAL = "rows.jsonl"
+ALONE = "training.learning_rate=5e-3"
+"""At the job's 1e-2, which is best for the federations, a single model's training breaks down now
+and then: nothing averages its steps. Both were chosen on seed 7, which is not in the table."""
 QUICK = ("federation.rounds=1", "training.local_epochs=1")
 QUICK_IMAGES = (8, 4, 4)
 
@@ -139,16 +142,16 @@ def methods(seed: int, *, quick: bool) -> dict[str, Callable[[Sites, Path], Meas
     """Every method by name."""
     common = [f"seed={seed}", "federation.tensorboard=false", *(QUICK if quick else ())]
 
-    def job(mode: str) -> dict[str, Any]:
-        return resolve_job(FEDVLM, [*common, f"aggregation.mode={mode}"])
+    def job(mode: str, *others: str) -> dict[str, Any]:
+        return resolve_job(FEDVLM, [*common, f"aggregation.mode={mode}", *others])
 
     runs: dict[str, Callable[[Sites, Path], Measured]] = {
         "zero-shot": lambda sites, place: untrained(job("fedavg"), sites, place),
-        "local only": lambda sites, place: local_only(job("fedavg"), sites, place),
+        "local only": lambda sites, place: local_only(job("fedavg", ALONE), sites, place),
     }
     for method, mode in MODES.items():
         runs[method] = lambda sites, place, mode=mode: federate(job(mode), sites, place)
-    runs["centralised"] = lambda sites, place: centralised(job("fedavg"), sites, place)
+    runs["centralised"] = lambda sites, place: centralised(job("fedavg", ALONE), sites, place)
     return runs
 
 

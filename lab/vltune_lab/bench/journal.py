@@ -41,6 +41,8 @@ class Journal:
         """The row of these facts: as it was written, or measured and written now."""
         key = sha256_json([self._commit, facts])
         if key not in self._rows:
+            self._rows |= _read(self._path)  # what other processes have finished since
+        if key not in self._rows:
             row = self._rows[key] = measure()
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.open("a") as file:
