@@ -4,7 +4,8 @@ Whole federations in one process (the same numbers as under FLARE's simulator), 
 deal the world out, method and seed. Figures are exact match of each site's final model on the
 site's own held-out test set; each site counts the same. `local only` is each site alone,
 `centralised` one model of everybody's data: both with the passes and schedule of the federations,
-and a learning rate of their own. The seed is the world's, the factors' start and the order of samples.
+and a learning rate of their own. The seed is the world's, the factors' start and the order of
+samples.
 """
 
 import math
