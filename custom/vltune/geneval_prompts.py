@@ -69,7 +69,8 @@ class GenevalPrompt:
     @property
     def classnames(self) -> frozenset[str]:
         """Classes that a judge must know."""
-        return frozenset(item.classname for item in (*self.include, *self.exclude))
+        wanted = {item.classname for item in self.include}
+        return frozenset(wanted | {item.classname for item in self.exclude})
 
 
 def read_prompts(path: Path) -> tuple[GenevalPrompt, ...]:
