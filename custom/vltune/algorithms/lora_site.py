@@ -46,7 +46,7 @@ from vltune.optimizer_state import PREFIX, load_optimizer_tensors, optimizer_ten
 from vltune.parameters import LocalUpdate, hash_tensors, spec_of
 from vltune.participant import Evaluation, Handshake, ShouldStop
 from vltune.seed import derive_seed
-from vltune.site_config import AnswerSiteConfig
+from vltune.site_config import QuestionSiteConfig
 from vltune.training import (
     DivergedError,
     RoundPlan,
@@ -83,7 +83,7 @@ class LoraParticipant:
         job: LoraJob,
         load_backbone: Callable[[], VisionLanguageBackbone],
         objective: ObjectiveBuilder,
-        site: AnswerSiteConfig,
+        site: QuestionSiteConfig,
         site_name: str,
         state_dir: Path,
     ) -> None:
