@@ -137,3 +137,27 @@ def pretrain_florence2(
     config = from_mapping(Florence2Recipe, mapping, str(recipe or "--set"))
     state = pretrain(config, model_folder=out, work=work, device=device, workers=workers)
     console.print_json(json.dumps(publish(state, out, device)))
+
+
+@pretrain_app.command("judge")
+def pretrain_judge(
+    work: Annotated[Path, typer.Option(help="Checkpoints and log; a second call resumes.")] = Path(
+        "build/pretrain-judge"
+    ),
+    out: Annotated[Path, typer.Option(help="Model folder to write.")] = Path(
+        "assets/judge-compact"
+    ),
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    workers: Annotated[int, typer.Option(help="Rendering processes.")] = 1,
+    recipe: Annotated[Path | None, typer.Option(help="YAML with a JudgeRecipe.")] = None,
+    overrides: Overrides = [],  # noqa: B006 - typer reads the default once
+) -> None:
+    """Train the detector that judges generated pictures, then write weights and card."""
+    from vltune_lab.pretrain.judge import pretrain
+    from vltune_lab.pretrain.judge_card import publish
+    from vltune_lab.pretrain.judge_recipe import JudgeRecipe
+
+    mapping = apply_overrides(read_mapping(recipe) if recipe else {}, overrides)
+    config = from_mapping(JudgeRecipe, mapping, str(recipe or "--set"))
+    state = pretrain(config, work=work, device=device, workers=workers)
+    console.print_json(json.dumps(publish(state, out, device)))

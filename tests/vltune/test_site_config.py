@@ -206,7 +206,7 @@ def test_a_site_with_answers_names_files_and_shares(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"data": "vqa"}, "data: expected one of multilabel, preference, captions, got 'vqa'"),
+        ({"data": "vqb"}, "data: expected one of multilabel, preference, captions, vqa, .*'vqb'"),
         ({"data": ["captions"]}, "data: expected one of"),
         ({"data": "multilabel"}, "unknown key files"),
         ({"unlabelled": ["a"]}, "unknown key unlabelled"),

@@ -2,11 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from vltune.data.captions import load_captions
 from vltune.data.image_text import ImageTextSamples, check_disjoint, divide
 from vltune.data.preference import load_preference
-from vltune.site_config import AnswerSiteConfig, AnswerSplit
+from vltune.data.vqa import load_vqa
+from vltune.site_config import QuestionSiteConfig
+from vltune.site_data import AnswerSplit, VqaSplit
 
 READERS = {"preference": load_preference, "captions": load_captions}
 
@@ -27,7 +30,7 @@ class AnswerData:
 
 
 def load_answer_data(
-    site: AnswerSiteConfig, *, already_read: Callable[[bytes], bool] | None = None
+    site: QuestionSiteConfig, *, already_read: Callable[[bytes], bool] | None = None
 ) -> AnswerData:
     """Read all parts.
 
@@ -41,14 +44,16 @@ def load_answer_data(
         ParquetError: A Parquet file cannot be read.
         ImageError: An image is missing or unreadable and the site says `stop`, or too many are.
     """
+    policy: dict[str, Any] = {
+        "on_bad_image": site.on_bad_image,
+        "max_skipped_share": site.max_skipped_share,
+        "already_read": already_read,
+    }
 
-    def read(split: AnswerSplit) -> ImageTextSamples:
-        return READERS[site.data](
-            split.files,
-            on_bad_image=site.on_bad_image,
-            max_skipped_share=site.max_skipped_share,
-            already_read=already_read,
-        )
+    def read(split: AnswerSplit | VqaSplit) -> ImageTextSamples:
+        if isinstance(split, VqaSplit):
+            return load_vqa(split.files(), **policy)
+        return READERS[site.data](split.files, **policy)
 
     wanted = {"validation": site.validation, "test": site.test}
     named = {name: split for name, split in wanted.items() if split is not None}

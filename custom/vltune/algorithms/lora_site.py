@@ -32,7 +32,7 @@ from vltune.files import OutputError, sha256_json
 from vltune.parameters import LocalUpdate, hash_tensors, spec_of
 from vltune.participant import Evaluation, Handshake, ShouldStop
 from vltune.seed import derive_seed
-from vltune.site_config import AnswerSiteConfig
+from vltune.site_config import QuestionSiteConfig
 from vltune.training import (
     RoundPlan,
     TrainingStopped,
@@ -67,7 +67,7 @@ class LoraParticipant:
         job: LoraJob,
         load_backbone: Callable[[], VisionLanguageBackbone],
         objective: ObjectiveBuilder,
-        site: AnswerSiteConfig,
+        site: QuestionSiteConfig,
         site_name: str,
         state_dir: Path,
     ) -> None:

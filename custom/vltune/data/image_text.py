@@ -26,7 +26,8 @@ class Record(NamedTuple):
     Attributes:
         image: Index into the table of images.
         prompt: What is asked.
-        answers: Accepted answers, at least one; the first is the one to learn.
+        answers: Accepted answers; the first is the one to learn. None where the image itself is to
+            be learnt from the prompt.
         rejected: The worse answer of a preference pair, or None.
     """
 
@@ -168,10 +169,19 @@ def check_disjoint(parts: Mapping[str, ImageTextSamples]) -> None:
     Raises:
         RecordError: Naming the parts and how many images they share.
     """
+    check_disjoint_contents({name: frozenset(part.digests) for name, part in parts.items()})
+
+
+def check_disjoint_contents(parts: Mapping[str, frozenset[bytes]]) -> None:
+    """As `check_disjoint`, for the digests of each part.
+
+    Raises:
+        RecordError: Naming the parts and how many images they share.
+    """
     names = list(parts)
     for position, first in enumerate(names):
         for second in names[position + 1 :]:
-            common = set(parts[first].digests) & set(parts[second].digests)
+            common = parts[first] & parts[second]
             if common:
                 raise RecordError(
                     f"{len(common)} images are in both {first!r} and {second!r} (equal content). "

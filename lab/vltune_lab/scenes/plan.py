@@ -120,7 +120,7 @@ def plan_scene(
     for name in names:
         own_style = split.styles[rng.integers(len(split.styles))] if mix_styles else style
         group = library.sprites.get((own_style, name)) or library.sprites[(style, name)]
-        objects.append(_plan_object(_allowed(group, split.drawings), rng))
+        objects.append(_plan_object(allowed_drawings(group, split.drawings), rng))
     return ScenePlan(scene, style, tuple(objects))
 
 
@@ -142,7 +142,7 @@ def _cumulative_weights(scene: str, classes: tuple[str, ...]) -> NDArray[np.floa
     return _cumulative(load_priors().weights(scene, classes))
 
 
-def _allowed(
+def allowed_drawings(
     group: tuple[Sprite, ...], drawings: Literal["train", "held_out", "all"]
 ) -> tuple[Sprite, ...]:
     """Hold out the class's last drawing for the test splits where it has several.

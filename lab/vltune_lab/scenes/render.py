@@ -70,18 +70,18 @@ def render_scene(
     library: Library, plan: ScenePlan, size: int, rng: np.random.Generator, *, is_held_out: bool
 ) -> Scene:
     """Draw a plan at `size` pixels; an object without a visible place is left out, not labelled."""
-    canvas, place = _background(library, plan.scene, size, rng, is_held_out=is_held_out)
+    canvas, place = draw_background(library, plan.scene, size, rng, is_held_out=is_held_out)
     owner = np.full((size, size), -1, dtype=np.int8)
     areas: list[int] = []
     drawn: list[tuple[PlannedObject, tuple[int, int, int, int]]] = []
     for planned in plan.objects:
-        stamp, mask = _stamp(planned, size)
+        stamp, mask = stamp_of(planned, size)
         corner = _find_place(mask, owner, areas, size, rng)
         if corner is None:
             continue
         x, y = corner
         height, width = mask.shape
-        _composite(canvas[:, y : y + height, x : x + width], stamp)
+        composite(canvas[:, y : y + height, x : x + width], stamp)
         owner[y : y + height, x : x + width][mask] = len(areas)
         areas.append(int(np.count_nonzero(mask)))
         drawn.append((planned, (x, y, width, height)))
@@ -100,7 +100,7 @@ def render_scene(
     return Scene(_finish(canvas, rng), plan.scene, plan.style, objects, owner, place)
 
 
-def _background(
+def draw_background(
     library: Library, scene: str, size: int, rng: np.random.Generator, *, is_held_out: bool
 ) -> tuple[Pixels, str]:
     """The background and the scene type that it shows, which may be another than asked for."""
@@ -133,7 +133,7 @@ def _planes(image: NDArray[np.uint8]) -> Pixels:
     return image.transpose(2, 0, 1).astype(np.float32, order="C")
 
 
-def _stamp(planned: PlannedObject, size: int) -> tuple[Pixels, NDArray[np.bool_]]:
+def stamp_of(planned: PlannedObject, size: int) -> tuple[Pixels, NDArray[np.bool_]]:
     """Scale, rotate, flip, tint a sprite.
 
     Returns:
@@ -212,7 +212,7 @@ def _pixels_of(owner: NDArray[np.int8], count: int) -> NDArray[np.int64]:
     return np.bincount(owner.ravel() + 1, minlength=count + 1)[1:]
 
 
-def _composite(target: Pixels, stamp: Pixels) -> None:
+def composite(target: Pixels, stamp: Pixels) -> None:
     """Premultiplied over: target <- target * (1 - alpha) + stamp, in place."""
     target *= 1.0 - stamp[3]
     target += stamp[:3]
