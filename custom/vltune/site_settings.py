@@ -7,6 +7,7 @@ from typing import Literal
 
 from vltune.site_data import AnswerSplit, Split, UnifiedSplit, VqaSplit
 
+_DEVICE = re.compile(r"cpu|cuda(:\d{1,3})?")
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -98,6 +99,7 @@ class AnswerSettings(SiteSettings):
         max_skipped_share: Largest share of a part's images that `skip` may leave out.
         lora_rank: A lower rank than the job's, for a small machine; only with an aggregation that
             takes sites of different ranks (svd, stack, hetlora).
+        device: Where the model runs: cpu, cuda or cuda:N.
     """
 
     train: AnswerSplit | VqaSplit | UnifiedSplit
@@ -106,9 +108,12 @@ class AnswerSettings(SiteSettings):
     split_seed: int = 0
     max_skipped_share: float = 0.1
     lora_rank: int | None = None
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not _DEVICE.fullmatch(self.device):
+            raise ValueError(f"device is {self.device!r}; expected cpu, cuda or cuda:N")
         if not self.train.has_files:
             raise ValueError("train: expected `files` of its own; only other parts can be shares")
         parts = [self.validation] if self.test is None else [self.validation, self.test]
@@ -130,6 +135,7 @@ class AnswerSiteConfig(AnswerSettings):
         train:      {files: [train.jsonl]}
         validation: {share: 0.1}      # of the training images; or files
         max_skipped_share: 0.1        # of the images, with on_bad_image: skip
+        device: cpu                   # or cuda, cuda:0
 
     Attributes:
         data: The kind of data.

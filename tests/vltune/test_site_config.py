@@ -239,3 +239,21 @@ def test_a_job_refuses_data_of_another_kind(tmp_path: Path) -> None:
         require_multilabel(answers)
     with pytest.raises(ConfigError, match=r"needs `data: preference`.*says `data: multilabel`"):
         require_answers(labels)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda", "cuda:0", "cuda:12"])
+def test_a_site_with_answers_says_where_its_model_runs(tmp_path: Path, device: str) -> None:
+    config = read_site_config(write_answers(tmp_path / "site.yaml", device=device))
+    assert require_answers(config).device == device
+    assert require_answers(read_site_config(write_answers(tmp_path / "b.yaml"))).device == "cpu"
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:-1", "CUDA"])
+def test_a_device_of_another_name_is_refused(tmp_path: Path, device: str) -> None:
+    with pytest.raises(ConfigError, match=r"expected cpu, cuda or cuda:N"):
+        read_site_config(write_answers(tmp_path / "site.yaml", device=device))
+
+
+def test_a_site_with_labels_has_no_device(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="unknown key device"):
+        read_site_config(write(tmp_path / "site.yaml", device="cuda"))

@@ -64,5 +64,5 @@ def measure_answers(
 
 
 def _joined(parts: list[Tensor]) -> np.ndarray:
-    joined: np.ndarray = torch.cat(parts).double().numpy()
+    joined: np.ndarray = torch.cat(parts).cpu().double().numpy()
     return joined

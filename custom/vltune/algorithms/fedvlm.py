@@ -22,7 +22,7 @@ from vltune.algorithms.encoded_records import AnswerBatch, EncodedRecords
 from vltune.algorithms.lora_job import LoraJob
 from vltune.algorithms.lora_site import LoraParticipant, Objective
 from vltune.backbones.checkpoint import BackboneConfig
-from vltune.backbones.florence2 import load_florence2
+from vltune.backbones.registry import load_backbone
 from vltune.backbones.vision_language import VisionLanguageBackbone
 from vltune.config import ConfigError, from_mapping
 from vltune.lora import without_lora
@@ -155,9 +155,9 @@ def build_participant(
             return DpoObjective(backbone, lora, records, config.objective.beta)
         return lambda batch: sft_loss(backbone, batch)
 
-    def load_backbone() -> VisionLanguageBackbone:
+    def load() -> VisionLanguageBackbone:
         local = answers.weights.get(config.backbone.model)
         found = config.backbone if local is None else replace(config.backbone, weights=str(local))
-        return load_florence2(found)
+        return load_backbone(found, answers.device)
 
-    return LoraParticipant(parsed, load_backbone, objective, answers, site_name, state_dir)
+    return LoraParticipant(parsed, load, objective, answers, site_name, state_dir)

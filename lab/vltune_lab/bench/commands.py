@@ -103,6 +103,17 @@ def florence_shape(
     show(path)
 
 
+@bench_app.command("traffic")
+def traffic(
+    out: Annotated[Path, typer.Option(help="Result file.")] = RESULTS_FOLDER / "traffic.json",
+) -> None:
+    """Bytes a round of LoRA's factors against all weights, also of models too large to hold."""
+    from vltune_lab.bench.model_shapes import run_traffic
+
+    content = {"benchmark": "traffic", **provenance("vltune bench traffic"), "rows": run_traffic()}
+    show(write_results(out, content))
+
+
 @bench_app.command("scenes")
 def scenes(
     quick: Quick = False,

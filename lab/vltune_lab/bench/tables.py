@@ -94,7 +94,8 @@ def render(text: str, results_folder: Path, source: str) -> tuple[str, list[str]
 
 def table_of(content: Content) -> str:
     """Markdown table of a result file, with a line that says how to measure it again."""
-    rows = _speed(content["rows"]) if kind_of(content) == BENCHMARK else _protocol(content["rows"])
+    make = _protocol if kind_of(content) != BENCHMARK else _BY_NAME.get(content[BENCHMARK], _speed)
+    rows = make(content["rows"])
     commit, _, changes = content["commit"].partition("+")
     at = commit[:10] + (f" with {changes}" if changes else "")
     return f"{markdown(rows)}\n`{content['command']}` at {at}, {content['hardware']}.\n"
@@ -144,6 +145,27 @@ def _speed(rows: Sequence[Row]) -> list[list[str]]:
             ]
         )
     return lines
+
+
+def _traffic(rows: Sequence[Row]) -> list[list[str]]:
+    heading = ["model", "parameters", "full fine-tuning, MB", "LoRA, MB", "times less"]
+    return [
+        heading,
+        *(
+            [
+                row["name"],
+                f"{row['parameters'] / 1e6:,.0f} M",
+                f"{row['baseline'] / 1e6:,.0f}",
+                _significant(row["ours"] / 1e6),
+                _significant(row["ratio"]),
+            ]
+            for row in rows
+        ),
+    ]
+
+
+_BY_NAME = {"traffic": _traffic}
+"""Tables of benchmarks that are not about speed."""
 
 
 def _significant(value: float) -> str:

@@ -47,7 +47,7 @@ def make_job(weights: Path, **changes: Any) -> dict[str, Any]:
         "method": "FedVLM",
         "participant": "vltune.algorithms.fedvlm.build_participant",
         "seed": 7,
-        "backbone": {"model": "tiny", "weights": str(weights)},
+        "backbone": {"model": "florence2-tiny", "weights": str(weights)},
         "lora": {"rank": 2, "alpha": 4.0},
         "aggregation": {"mode": "plora"},
         "training": {"optimizer": "adamw", "learning_rate": 0.02, "batch_size": 4},

@@ -23,7 +23,7 @@ from tiny_florence import write_tiny_florence
 
 from vltune.algorithms.fedvlm import build_participant, dpo_loss
 from vltune.algorithms.lora_site import EXPORT_FOLDER, LoraParticipant
-from vltune.backbones.checkpoint import BackboneConfig
+from vltune.backbones.checkpoint import BackboneConfig, BackboneError
 from vltune.backbones.florence2 import load_florence2
 from vltune.config import ConfigError
 from vltune.flare.persistor import LAST_FILE, read_adapter
@@ -119,6 +119,21 @@ def test_factors_that_the_last_step_broke_are_neither_kept_nor_sent(participate:
 def test_too_many_answer_tokens_are_refused_at_once(participate: Make) -> None:
     with pytest.raises(ConfigError, match="max_answer_tokens is 500, the model has 192 positions"):
         participate(max_answer_tokens=500).prepare(go)
+
+
+def test_the_site_says_where_its_model_runs(participate: Make, tmp_path: Path) -> None:
+    """A device that is not there stops the site, and never falls back to another."""
+    write_site(tmp_path / "data", "site-1")
+    path = tmp_path / "data" / "site-1" / "vltune_site.yaml"
+    path.write_text(path.read_text() + "device: cuda:99\n")
+    with pytest.raises(ConfigError, match=r"device is 'cuda:99'.*CUDA devices here"):
+        participate().prepare(go)
+
+
+def test_a_model_of_no_known_family_is_refused(participate: Make, weights: Path) -> None:
+    site = participate(backbone={"model": "tiny", "weights": str(weights)})
+    with pytest.raises(BackboneError, match="no vision-language backbone of this name"):
+        site.prepare(go)
 
 
 @pytest.mark.parametrize("mode", MODES)

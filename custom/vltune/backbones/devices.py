@@ -1,0 +1,28 @@
+"""Where a site's model runs: only on what is really there."""
+
+import torch
+
+from vltune.config import ConfigError
+
+
+def require_device(name: str) -> torch.device:
+    """The device of this name.
+
+    Raises:
+        ConfigError: Another name, or this machine has no such device.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device is {name!r}; expected cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device is {name!r}; expected cpu, cuda or cuda:N")
+    if device.type == "cpu":
+        return device
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if (device.index or 0) >= count:
+        raise ConfigError(
+            f"device is {name!r}, but torch {torch.__version__} sees {count} CUDA devices here. "
+            "Say device: cpu in vltune_site.yaml, or install a driver and a torch for this GPU."
+        )
+    return device
