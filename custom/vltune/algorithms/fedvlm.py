@@ -10,6 +10,7 @@ learns to prefer it, measured against the model without LoRA.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,9 +19,10 @@ from peft import PeftModel
 from torch import Tensor
 from torch.nn import functional as F
 
+from vltune.algorithms.answer_task import AnswerTask, Objective
 from vltune.algorithms.encoded_records import AnswerBatch, EncodedRecords
 from vltune.algorithms.lora_job import LoraJob
-from vltune.algorithms.lora_site import LoraParticipant, Objective
+from vltune.algorithms.lora_site import LoraParticipant
 from vltune.backbones.checkpoint import BackboneConfig
 from vltune.backbones.registry import load_backbone
 from vltune.backbones.vision_language import VisionLanguageBackbone
@@ -160,4 +162,5 @@ def build_participant(
         found = config.backbone if local is None else replace(config.backbone, weights=str(local))
         return load_backbone(found, answers.device)
 
-    return LoraParticipant(parsed, load, objective, answers, site_name, state_dir)
+    build_task = partial(AnswerTask, parsed, answers, objective)
+    return LoraParticipant(parsed, load, build_task, answers, site_name, state_dir)

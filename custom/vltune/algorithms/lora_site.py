@@ -10,32 +10,23 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any, Protocol
 
 from peft import PeftModel
 from torch import Tensor, nn
 
 from vltune import __version__
-from vltune.algorithms.answer_data import load_answer_data
-from vltune.algorithms.answer_metrics import measure_answers
-from vltune.algorithms.encoded_records import (
-    AnswerBatch,
-    EncodedRecords,
-    TokenCache,
-    fitting,
-)
 from vltune.algorithms.lora_job import LoraJob
 from vltune.algorithms.site_lora import SiteLora
 from vltune.backbones.vision_language import VisionLanguageBackbone
 from vltune.config import ConfigError
-from vltune.data.image_text import ImageTextSamples
 from vltune.files import OutputError, sha256_json
 from vltune.parameters import LocalUpdate, hash_tensors, spec_of
 from vltune.participant import Evaluation, Handshake, ShouldStop
 from vltune.seed import derive_seed
-from vltune.site_config import QuestionSiteConfig
+from vltune.site_settings import AnswerSettings
 from vltune.training import (
     RoundPlan,
-    TrainingStopped,
     local_train,
     round_span,
 )
@@ -46,8 +37,46 @@ EXPORT_FOLDER = "peft_adapter"
 ZERO_SHOT_TOLD = "zero_shot_told"
 
 
-Objective = Callable[[AnswerBatch], Tensor]
-ObjectiveBuilder = Callable[[VisionLanguageBackbone, PeftModel, EncodedRecords], Objective]
+class SiteTask(Protocol):
+    """What a site learns and how it measures it, whatever kind of data it has.
+
+    Attributes:
+        headlines: Metrics of validation that the untouched model is measured by too.
+    """
+
+    headlines: tuple[str, ...]
+
+    @property
+    def num_examples(self) -> int:
+        """Training records."""
+
+    @property
+    def num_validation(self) -> int:
+        """Validation records."""
+
+    def begin(self, lora: PeftModel) -> None:
+        """LoRA is on the backbone now."""
+
+    def batch_at(self, indices: Tensor) -> Any:
+        """Some training records, by their rows (B,) int64."""
+
+    def loss(self, batch: Any) -> Tensor:
+        """Scalar loss of one batch; differentiable."""
+
+    def start_round(self, seed: int) -> None:
+        """Everything random in this round's losses follows from `seed`."""
+
+    def round_metrics(self) -> dict[str, float]:
+        """Documented figures of the round that was trained, beside the loop's own."""
+
+    def measure_validation(self) -> dict[str, float]:
+        """Documented metrics of the model as it is now."""
+
+    def measure_test(self) -> dict[str, float]:
+        """The same of the test records; empty without any."""
+
+
+TaskBuilder = Callable[[VisionLanguageBackbone, ShouldStop], SiteTask]
 
 
 class LoraParticipant:
@@ -56,7 +85,7 @@ class LoraParticipant:
     Args:
         job: What to train.
         load_backbone: Loads the frozen model; called once.
-        objective: Backbone, its LoRA and the training records -> loss of a batch.
+        build_task: Loads the site's data and encodes each image once.
         site: Where the site's data are.
         site_name: FLARE name.
         state_dir: Where the site keeps what must survive a restart.
@@ -66,14 +95,14 @@ class LoraParticipant:
         self,
         job: LoraJob,
         load_backbone: Callable[[], VisionLanguageBackbone],
-        objective: ObjectiveBuilder,
-        site: QuestionSiteConfig,
+        build_task: TaskBuilder,
+        site: AnswerSettings,
         site_name: str,
         state_dir: Path,
     ) -> None:
         self.job, self.site, self.site_name, self.state_dir = job, site, site_name, state_dir
         self.mode = job.aggregation.description
-        self._load_backbone, self._objective = load_backbone, objective
+        self._load_backbone, self._build_task = load_backbone, build_task
 
     def prepare(self, should_stop: ShouldStop) -> Handshake:
         """Load model and data, encode each image once, put LoRA on."""
@@ -84,36 +113,17 @@ class LoraParticipant:
                 f"max_answer_tokens is {self.job.max_answer_tokens}, the model has "
                 f"{backbone.max_answer_tokens} positions. Lower it."
             )
-        cache = TokenCache(self.site.cache_dir, backbone)
-
-        def already_read(digest: bytes) -> bool:
-            if should_stop():
-                raise TrainingStopped("stopped while reading images")
-            return cache.holds(digest)
-
-        data = load_answer_data(self.site, already_read=already_read)
-
-        def encode(samples: ImageTextSamples) -> EncodedRecords:
-            kept = fitting(
-                samples,
-                backbone,
-                max_share=self.site.max_skipped_share,
-                max_answer_tokens=self.job.max_answer_tokens,
-            )
-            return cache.encode(kept, batch_size=self.job.batch_size, should_stop=should_stop)
-
-        self.train_split, self.validation_split = encode(data.train), encode(data.validation)
-        self.test_split = None if data.test is None else encode(data.test)
+        self.task = self._build_task(backbone, should_stop)
         self.lora = SiteLora(self.job, backbone.model, backbone.lora_scope, self.site.lora_rank)
-        self.loss = self._objective(backbone, self.lora.model, self.train_split)
+        self.task.begin(self.lora.model)
         initial = self.lora.initial()
         log.info("ready in %.1f s", time.perf_counter() - began)
         return Handshake(
             spec=spec_of(initial),
             initial=initial,
             initial_hash=hash_tensors(initial),
-            num_examples=len(self.train_split),
-            num_validation=len(self.validation_split),
+            num_examples=self.task.num_examples,
+            num_validation=self.task.num_validation,
             facts={
                 "vltune": __version__,
                 "backbone": backbone.fingerprint,
@@ -136,9 +146,14 @@ class LoraParticipant:
         if not told.exists():
             told.touch()
             with self.lora.untouched():
-                metrics["zero_shot_accuracy"] = self._measure(self.validation_split)["accuracy"]
+                self.lora.model.eval()
+                untouched = self.task.measure_validation()
+            metrics = {
+                f"zero_shot_{n}": untouched[n] for n in self.task.headlines if n in untouched
+            }
         self.lora.receive(shared)
-        return Evaluation(metrics | self._measure(self.validation_split))
+        self.lora.model.eval()
+        return Evaluation(metrics | self.task.measure_validation())
 
     def train(
         self, shared: dict[str, Tensor], round_number: int, should_stop: ShouldStop
@@ -155,10 +170,11 @@ class LoraParticipant:
         if self.mode.personal and round_number > 0 and not self.lora.has_trained:
             metrics["steps_warm_up"] = float(self._warm_up(seed, should_stop))
         self.lora.model.train()
+        self.task.start_round(seed)
         result = local_train(
             self,
-            num_examples=len(self.train_split),
-            batch_at=self.train_split.batch_at,
+            num_examples=self.task.num_examples,
+            batch_at=self.task.batch_at,
             plan=RoundPlan(
                 self.job.training,
                 seed,
@@ -171,9 +187,10 @@ class LoraParticipant:
         self.lora.has_trained = True
         return LocalUpdate(
             tensors=self.lora.shared(),
-            num_examples=len(self.train_split),
+            num_examples=self.task.num_examples,
             metrics={
                 **metrics,
+                **self.task.round_metrics(),
                 "loss": result.loss,
                 "steps": float(result.steps),
                 "seconds_train": result.seconds,
@@ -193,10 +210,8 @@ class LoraParticipant:
             log.warning("this site was never trained, so it has no personal model to keep")
             return {}
         self.lora.receive(shared)
-        metrics = {}
-        if self.test_split is not None:
-            measured = self._measure(self.test_split)
-            metrics = {f"test_{name}": value for name, value in measured.items()}
+        self.lora.model.eval()
+        metrics = {f"test_{name}": value for name, value in self.task.measure_test().items()}
         try:
             self.lora.export(self.backbone.name, self.state_dir / EXPORT_FOLDER)
         except OutputError:
@@ -213,6 +228,10 @@ class LoraParticipant:
         """Restore what `personal_state` returned."""
         self.lora.restore(tensors)
 
+    def loss(self, batch: Any) -> Tensor:
+        """Scalar loss of one batch."""
+        return self.task.loss(batch)
+
     def shared_keys(self) -> frozenset[str]:
         """Wire names of the factors that leave the site."""
         return frozenset(self.lora.shared())
@@ -226,25 +245,18 @@ class LoraParticipant:
         if not self.job.warm_up_epochs:
             return 0
         self.lora.model.train()
+        warm_up = derive_seed(seed, self.site_name, 0, "warm-up")
+        self.task.start_round(warm_up)
         plan = RoundPlan(
             replace(self.job.training, local_epochs=self.job.warm_up_epochs, schedule="constant"),
-            derive_seed(seed, self.site_name, 0, "warm-up"),
+            warm_up,
         )
         with self.lora.personal_alone():
             result = local_train(
                 self,
-                num_examples=len(self.train_split),
-                batch_at=self.train_split.batch_at,
+                num_examples=self.task.num_examples,
+                batch_at=self.task.batch_at,
                 plan=plan,
                 should_stop=should_stop,
             )
         return result.steps
-
-    def _measure(self, split: EncodedRecords) -> dict[str, float]:
-        self.lora.model.eval()
-        return measure_answers(
-            self.backbone,
-            split,
-            batch_size=self.job.batch_size,
-            max_tokens=self.job.max_answer_tokens,
-        )

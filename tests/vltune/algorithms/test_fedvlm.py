@@ -188,8 +188,8 @@ def test_the_adapter_of_a_site_is_a_peft_folder_that_answers_as_the_site_does(
     shared = site.train(start, 0, go).tensors
     evaluation = site.evaluate(shared)
     site.finish(shared)
-    rows = torch.arange(len(site.validation_split))
-    batch = site.validation_split.batch_at(rows)
+    rows = torch.arange(len(site.task.validation))
+    batch = site.task.validation.batch_at(rows)
     base = load_florence2(BackboneConfig("tiny", str(weights)))
     unloaded = base.log_likelihood(batch.image_tokens, batch.prompts, batch.answers)
     loaded = PeftModel.from_pretrained(base.model, str(site.state_dir / EXPORT_FOLDER))
@@ -202,7 +202,7 @@ def test_the_adapter_of_a_site_is_a_peft_folder_that_answers_as_the_site_does(
     assert not torch.allclose(got, unloaded)
     site.lora.model.eval()
     assert answers == site.backbone.answer(batch.image_tokens, batch.prompts, max_tokens=4)
-    right = [a == r.answers[0] for a, r in zip(answers, site.validation_split.records, strict=True)]
+    right = [a == r.answers[0] for a, r in zip(answers, site.task.validation.records, strict=True)]
     assert evaluation.metrics["accuracy"] == pytest.approx(sum(right) / len(right))
 
 
@@ -229,7 +229,7 @@ def test_dpo_starts_at_log_2_and_learns_the_preference(participate: Make) -> Non
     training = {"optimizer": "adamw", "learning_rate": 0.05, "batch_size": 4, "local_epochs": 6}
     site = participate(objective=objective, training=training)
     start = site.prepare(go).initial
-    batch = site.train_split.batch_at(torch.arange(12))
+    batch = site.task.train.batch_at(torch.arange(12))
     with torch.no_grad():
         assert site.loss(batch).item() == pytest.approx(math.log(2), abs=1e-6)
     before = site.evaluate(start).metrics["preference_accuracy"]
