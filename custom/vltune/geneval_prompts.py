@@ -19,6 +19,7 @@ COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown",
 RELATIONS = ("left of", "right of", "above", "below")
 MOST_OBJECTS = 16
 """Detections of a class that count at all (Ghosh et al. 2023, released evaluation)."""
+_SHOWN = 40
 
 
 class PromptError(ValueError):
@@ -108,9 +109,9 @@ def prompt_of(content: Any, where: str) -> GenevalPrompt:
     _check_keys(content, {"tag", "include", "prompt"}, {"exclude"}, where)
     tag, text = content["tag"], content["prompt"]
     if tag not in TAGS:
-        raise PromptError(f"{where}: tag {tag!r}; expected one of {', '.join(TAGS)}.")
+        raise PromptError(f"{where}: tag {_shown(tag)}; expected one of {', '.join(TAGS)}.")
     if not isinstance(text, str) or not text.strip():
-        raise PromptError(f"{where}: prompt {text!r} is no text. Say what to draw.")
+        raise PromptError(f"{where}: prompt {_shown(text)} is no text. Say what to draw.")
     entries = _list(content["include"], "include", where)
     if not entries:
         raise PromptError(f"{where}: 'include' is empty. Say what the image must show.")
@@ -164,7 +165,7 @@ def _included(entry: Any, index: int, where: str) -> Included:
     _check_keys(entry, {"class", "count"}, {"color", "position"}, where)
     color = entry.get("color")
     if color is not None and color not in COLORS:
-        raise PromptError(f"{where}: color {color!r}; expected one of {', '.join(COLORS)}.")
+        raise PromptError(f"{where}: color {_shown(color)}; expected one of {', '.join(COLORS)}.")
     position = entry.get("position")
     return Included(
         _classname(entry, where),
@@ -178,12 +179,12 @@ def _position(value: Any, index: int, where: str) -> tuple[str, int]:
     is_pair = isinstance(value, list) and len(value) == 2
     if not is_pair or value[0] not in RELATIONS or type(value[1]) is not int:
         raise PromptError(
-            f"{where}: position {value!r}; expected a pair such as ['left of', 0], the relation "
-            f"one of {', '.join(RELATIONS)}."
+            f"{where}: position {_shown(value)}; expected a pair such as ['left of', 0], the "
+            f"relation one of {', '.join(RELATIONS)}."
         )
     if not 0 <= value[1] < index:
         raise PromptError(
-            f"{where}: position {value!r} points to entry {value[1]}; only an earlier one, "
+            f"{where}: position {_shown(value)} points to entry {value[1]}; only an earlier one, "
             f"below {index}, can be meant. Put what it is relative to first."
         )
     return value[0], value[1]
@@ -192,14 +193,14 @@ def _position(value: Any, index: int, where: str) -> tuple[str, int]:
 def _classname(entry: Mapping[str, Any], where: str) -> str:
     name = entry["class"]
     if not isinstance(name, str) or not name.strip():
-        raise PromptError(f"{where}: class {name!r} is no name. Give a class of the judge.")
+        raise PromptError(f"{where}: class {_shown(name)} is no name. Give a class of the judge.")
     return name.strip()
 
 
 def _count(entry: Mapping[str, Any], where: str) -> int:
     count = entry["count"]
     if type(count) is not int or not 1 <= count <= MOST_OBJECTS:
-        raise PromptError(f"{where}: count {count!r}; expected 1 to {MOST_OBJECTS}.")
+        raise PromptError(f"{where}: count {_shown(count)}; expected 1 to {MOST_OBJECTS}.")
     return count
 
 
@@ -218,3 +219,9 @@ def _check_keys(content: Any, required: set[str], optional: set[str], where: str
     if unknown:
         known = ", ".join(sorted(required | optional))
         raise PromptError(f"{where}: unknown key {unknown[0]!r}; known: {known}. Remove it.")
+
+
+def _shown(value: Any) -> str:
+    """The start of a wrong value."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

@@ -52,6 +52,7 @@ class Task(StrEnum):
 
     MULTILABEL = "multilabel"
     PREFERENCE = "preference"
+    UNIFIED = "unified"
 
 
 @scenes_app.command("make")
@@ -59,15 +60,19 @@ def scenes_make(
     out: Annotated[Path, typer.Option(help="Folder to write.")],
     config: Annotated[
         Path | None,
-        typer.Option(help="World YAML; default: demo.yaml or preference.yaml of the lab."),
+        typer.Option(help="World YAML; default: the task's own of the lab."),
     ] = None,
-    task: Annotated[Task, typer.Option(help="Labels, or preference pairs.")] = Task.MULTILABEL,
+    task: Annotated[
+        Task, typer.Option(help="Labels, preference pairs, or both tasks.")
+    ] = Task.MULTILABEL,
     overrides: Overrides = [],  # noqa: B006 - typer reads the default once
 ) -> None:
-    """Write a world: images with COCO labels, or with preference pairs, per site and for tests."""
+    """Write a world, per site and for tests: COCO labels, preference pairs, or VQA and captions."""
     from vltune_lab.scenes.make import make_world
     from vltune_lab.scenes.make_preference import make_preference_world
+    from vltune_lab.scenes.make_unified import make_unified_world
     from vltune_lab.scenes.preference_world import PREFERENCE_WORLD, PreferenceWorld
+    from vltune_lab.scenes.unified_world import UNIFIED_WORLD, UnifiedWorld
     from vltune_lab.scenes.world import DEMO_WORLD, WorldConfig
 
     began = time.perf_counter()
@@ -80,6 +85,9 @@ def scenes_make(
         if task is Task.PREFERENCE:
             pairs = load_config(PreferenceWorld, config or PREFERENCE_WORLD, overrides)
             made = make_preference_world(pairs, out, progress=show)
+        elif task is Task.UNIFIED:
+            both = load_config(UnifiedWorld, config or UNIFIED_WORLD, overrides)
+            made = make_unified_world(both, out, progress=show)
         else:
             labels = load_config(WorldConfig, config or DEMO_WORLD, overrides)
             made = make_world(labels, out, progress=show)

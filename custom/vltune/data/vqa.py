@@ -75,8 +75,8 @@ def _parse(files: VqaFiles) -> Iterator[Parsed]:
         answered = f"{files.annotations}: question {identity}"
         if annotation.get("image_id", image) != image:
             raise RecordError(
-                f"{answered}: image_id {str(annotation['image_id'])[:20]} differs from the {image} "
-                "of the questions file. Take both files from one release."
+                f"{answered}: image_id differs from the {image} of the questions file. Take both "
+                "files from one release."
             )
         source = ImageFile(files.images / (pattern % image), where)
         prompt = clean_text(entry.get("question"), f"{where}: 'question'")
@@ -143,7 +143,8 @@ def _image_id(entry: dict[str, Any], where: str) -> int:
     image = entry.get("image_id")
     if type(image) is not int or image < 0:
         raise RecordError(
-            f"{where}: image_id {str(image)[:20]} is no number of an image. Correct it."
+            f"{where}: image_id is {type(image).__name__} or negative; expected the number of an "
+            "image. Correct it."
         )
     return image
 
@@ -163,7 +164,8 @@ def _by_id(content: dict[str, Any], section: str, path: Path) -> Entries:
         identity = entry.get("question_id") if isinstance(entry, dict) else None
         if type(identity) is not int:
             raise RecordError(
-                f"{where}: question_id {str(identity)[:20]} is no whole number. Correct it."
+                f"{where}: question_id is {type(identity).__name__}; expected a whole number. "
+                "Correct it."
             )
         if identity in by_id:
             raise RecordError(f"{where}: question_id {identity} is there twice. Keep one.")

@@ -131,8 +131,8 @@ it names as the world does:
 Pictures are new and most backgrounds unseen; the drawings of the pre-training and federation styles
 are those of the training (a judge must know what may be drawn). The shifted style was never seen.
 
-- Rules: confidence {card["rules"]["confidence"]}, for counting {card["rules"]["counting_confidence"]},
-  chosen on other pictures.
+- Rules, chosen on other pictures: confidence {card["rules"]["confidence"]}, for counting
+  {card["rules"]["counting_confidence"]}.
 - Data: {card["data"]["images_seen"]:,} rendered pictures of the styles
   {", ".join(card["data"]["styles"])};
   a part blurred and noisy, as generated pictures are.

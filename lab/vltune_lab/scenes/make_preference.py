@@ -111,7 +111,7 @@ def make_preference_world(
             "hash": sha256_json(identity),
             "classnames": list(library.classnames),
             "houses": sorted(writer.houses),
-            "provenance": _provenance(world),
+            "provenance": provenance(_styles_used(world)),
         },
     )
     return MadeWorld(folder, total, was_there=False)
@@ -224,10 +224,17 @@ def _write_site_file(folder: Path) -> None:
         temporary.write_text(yaml.safe_dump(content, sort_keys=False))
 
 
-def _provenance(world: PreferenceWorld) -> dict:
-    """Whose work the images are made of, and under which licences (assets/ATTRIBUTION.md)."""
+def _styles_used(world: PreferenceWorld) -> set[str]:
+    return {style for site in world.sites for style in site.styles} | set(world.test_styles)
+
+
+def provenance(used: set[str]) -> dict:
+    """Whose work the images are made of, and under which licences (assets/ATTRIBUTION.md).
+
+    Args:
+        used: Drawing styles in them.
+    """
     sources = json.loads((PACKAGED_ASSETS / "sources.json").read_text(encoding="utf-8"))
-    used = {style for site in world.sites for style in site.styles} | set(world.test_styles)
 
     def credit(source: dict[str, str]) -> dict[str, str]:
         return {key: source[key] for key in ("work", "author", "licence", "url")}

@@ -66,8 +66,14 @@ QUESTIONS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "no list": (lambda c: c.pop("questions"), "'questions' is missing"),
     "empty": (lambda c: c["questions"].clear(), "'questions' is empty"),
     "twice": (lambda c: c["questions"].append(c["questions"][0]), "question_id 0 is there twice"),
-    "no id": (lambda c: c["questions"][1].pop("question_id"), r"questions\[1\]: question_id None"),
-    "text id": (lambda c: c["questions"][1].update(question_id="1"), "question_id 1 is no whole"),
+    "no id": (
+        lambda c: c["questions"][1].pop("question_id"),
+        r"questions\[1\]: question_id is NoneType",
+    ),
+    "text id": (
+        lambda c: c["questions"][1].update(question_id="1"),
+        "question_id is str; expected a whole",
+    ),
     "one more": (
         lambda c: c["questions"].append({"question_id": 9, "image_id": 0, "question": "?"}),
         r"annotations\.json: question 9 and 0 others of the other file are not in it",
@@ -76,11 +82,11 @@ QUESTIONS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "no text": (lambda c: c["questions"][1].pop("question"), "question 1: 'question' is NoneType"),
     "image text": (
         lambda c: c["questions"][1].update(image_id="x"),
-        "question 1: image_id x is no",
+        "question 1: image_id is str or",
     ),
     "other image": (
         lambda c: c["questions"][1].update(image_id=2),
-        "question 1: image_id 0 differs",
+        "question 1: image_id differs from the 2",
     ),
     "no subtype": (lambda c: c.pop("data_subtype"), "says no 'data_subtype'.*Give `pattern:"),
 }
