@@ -281,8 +281,8 @@ def test_shapes_that_disagree_are_refused(backbone: JanusBackbone, tokens: torch
         backbone.loss(tokens, PROMPTS, ANSWERS[:2])
     with pytest.raises(ValueError, match="for 3 prompts"):
         backbone.loss(tokens[:2], PROMPTS, ANSWERS)
+    codes = torch.zeros(3, 8, dtype=torch.long)
     with pytest.raises(ValueError, match=r"expected \(3, 9\) for 3 prompts, got \(3, 8\)"):
-        codes = torch.zeros(3, 8, dtype=torch.long)
         backbone.generation_loss(codes, DRAWN, generator=seeded(0))
 
 
