@@ -30,7 +30,7 @@ from vltune_lab.pretrain.grounding import GroundingHead
 from vltune_lab.pretrain.janus_packing import packed_losses
 from vltune_lab.pretrain.janus_recipe import JanusRecipe
 from vltune_lab.pretrain.loop import run_to_end
-from vltune_lab.pretrain.prompt_stream import PromptBatch, PromptStream
+from vltune_lab.pretrain.prompt_stream import PromptBatch, PromptMix, PromptStream
 from vltune_lab.pretrain.question_stream import QuestionBatch, QuestionStream
 from vltune_lab.pretrain.recipe import learning_rate_at
 from vltune_lab.pretrain.run_state import RunState, decayed_groups
@@ -186,11 +186,10 @@ def train_language(
     library = load_library(styles=PRETRAINING_STYLES)
     state = start(recipe, backbone, work, device)
     size = backbone.image_size[0]
+    mix = PromptMix(to_mapping(recipe.tags), recipe.first_steps, recipe.variety, recipe.plain)
     pictures = PromptStream(
-        library, seed=recipe.seed, batch_size=recipe.drawing_batch, image_size=size,
-        tags=to_mapping(recipe.tags), first_steps=recipe.first_steps,
-        variety=recipe.variety, plain=recipe.plain,
-    )  # fmt: skip
+        library, seed=recipe.seed, batch_size=recipe.drawing_batch, image_size=size, mix=mix
+    )
     questions = QuestionStream(
         library, seed=recipe.seed, batch_size=recipe.reading_batch, image_size=size,
         questions=recipe.questions, texts=1, kinds=to_mapping(recipe.kinds),

@@ -28,6 +28,24 @@ class PromptBatch:
     prompts: list[str]
 
 
+@dataclass(frozen=True)
+class PromptMix:
+    """What is asked for, and how it is drawn.
+
+    Attributes:
+        tags: Weight of each family of prompts.
+        first_steps: Steps with the first twelve classes only; from then on half of all prompts
+            are of all classes.
+        variety: As in `PromptPainter`.
+        plain: Share of plain backgrounds.
+    """
+
+    tags: dict[str, float]
+    first_steps: int
+    variety: float
+    plain: float
+
+
 class PromptStream(StepStream):
     """Batches of prompts and pictures.
 
@@ -36,38 +54,24 @@ class PromptStream(StepStream):
         seed: Of the run.
         batch_size: Images a batch.
         image_size: Pixels.
-        tags: Weight of each family of prompts.
-        first_steps: Steps with the first twelve classes only; from then on half of all prompts
-            are of all classes.
-        variety: As in `PromptPainter`.
-        plain: Share of plain backgrounds.
+        mix: Of prompts and pictures.
     """
 
     def __init__(
-        self,
-        library: Library,
-        *,
-        seed: int,
-        batch_size: int,
-        image_size: int,
-        tags: dict[str, float],
-        first_steps: int,
-        variety: float,
-        plain: float,
+        self, library: Library, *, seed: int, batch_size: int, image_size: int, mix: PromptMix
     ) -> None:
         super().__init__(library, seed=seed, batch_size=batch_size, image_size=image_size)
-        self.tags = tags
-        self.first_steps = first_steps
-        self.painter = PromptPainter(library, size=image_size, plain=plain, variety=variety)
+        self.mix = mix
+        self.painter = PromptPainter(library, size=image_size, plain=mix.plain, variety=mix.variety)
 
     def batch(self, step: int) -> PromptBatch:
         """Draw batch number `step`."""
         images, prompts = [], []
-        tags = list(self.tags)
-        share = np.array(list(self.tags.values()))
+        tags = list(self.mix.tags)
+        share = np.array(list(self.mix.tags.values()))
         for index in range(self.batch_size):
             rng = scene_rng(self.seed, "prompts", step * self.batch_size + index)
-            is_first = step < self.first_steps or rng.random() < 0.5
+            is_first = step < self.mix.first_steps or rng.random() < 0.5
             classes = FIRST_CLASSES if is_first else self.library.classnames
             prompt = None
             for _ in range(TRIES):

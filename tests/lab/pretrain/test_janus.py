@@ -37,7 +37,7 @@ from vltune_lab.pretrain.pixel_tokenizer import (
     reconstruct,
     start_tokenizer,
 )
-from vltune_lab.pretrain.prompt_stream import PromptStream
+from vltune_lab.pretrain.prompt_stream import PromptMix, PromptStream
 from vltune_lab.pretrain.question_stream import QuestionStream
 from vltune_lab.pretrain.run_state import RunState
 from vltune_lab.scenes.geneval_prompts import FIRST_CLASSES
@@ -111,10 +111,8 @@ def test_batches_depend_on_seed_and_number_alone(library: Library) -> None:
     assert torch.equal(pixels.batch(4), pixels.batch(4))
     assert not torch.equal(pixels.batch(4), pixels.batch(5))
     tags = {"single_object": 1.0, "colors": 1.0, "position": 1.0}
-    prompts = PromptStream(
-        library, seed=3, batch_size=8, image_size=64, tags=tags, first_steps=1, variety=0.0,
-        plain=1.0,
-    )  # fmt: skip
+    mix = PromptMix(tags, first_steps=1, variety=0.0, plain=1.0)
+    prompts = PromptStream(library, seed=3, batch_size=8, image_size=64, mix=mix)
     first = prompts.batch(0)
     assert first.images.shape == (8, 3, 64, 64)
     assert torch.equal(first.images, prompts.batch(0).images)
@@ -193,10 +191,8 @@ def test_both_losses_train_the_language_model_alone(library: Library, tmp_path: 
     torch.testing.assert_close(codebook, vq.modules["vq"].quantize.embedding.weight)
     torch.testing.assert_close(model.model.generation_embeddings.weight, codebook)
     begin_reading(state, tmp_path, len(library.classnames), library.classnames)
-    pictures = PromptStream(
-        library, seed=3, batch_size=2, image_size=64, tags={"counting": 1.0}, first_steps=9,
-        variety=0.0, plain=1.0,
-    ).batch(0)  # fmt: skip
+    mix = PromptMix({"counting": 1.0}, first_steps=9, variety=0.0, plain=1.0)
+    pictures = PromptStream(library, seed=3, batch_size=2, image_size=64, mix=mix).batch(0)
     questions = QuestionStream(
         library, seed=3, batch_size=2, image_size=64, questions=3, texts=1,
         kinds={"presence": 1.0, "place": 1.0},
