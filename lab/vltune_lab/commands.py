@@ -169,3 +169,36 @@ def pretrain_judge(
     config = from_mapping(JudgeRecipe, mapping, str(recipe or "--set"))
     state = pretrain(config, work=work, device=device, workers=workers)
     console.print_json(json.dumps(publish(state, out, device)))
+
+
+class JanusStage(StrEnum):
+    """What janus-compact learns one after the other; see `vltune_lab.pretrain.janus`."""
+
+    TOKENIZER = "tokenizer"
+    VISION = "vision"
+    LANGUAGE = "language"
+    PUBLISH = "publish"
+
+
+@pretrain_app.command("janus")
+def pretrain_janus(
+    stage: Annotated[JanusStage, typer.Option(help="One stage, or publish what is there.")],
+    work: Annotated[Path, typer.Option(help="Checkpoints and log; a second call resumes.")] = Path(
+        "build/pretrain-janus"
+    ),
+    out: Annotated[Path, typer.Option(help="Model folder with config.json and tokenizer.")] = Path(
+        "assets/janus-compact"
+    ),
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    workers: Annotated[int, typer.Option(help="Rendering processes.")] = 1,
+    recipe: Annotated[Path | None, typer.Option(help="YAML with the stage's recipe.")] = None,
+    overrides: Overrides = [],  # noqa: B006 - typer reads the default once
+) -> None:
+    """Train a stage of janus-compact on the pre-training styles, or write weights and card."""
+    from vltune_lab.pretrain.janus_stages import publish_stages, run_stage
+
+    mapping = apply_overrides(read_mapping(recipe) if recipe else {}, overrides)
+    if stage is JanusStage.PUBLISH:
+        console.print_json(json.dumps(publish_stages(mapping, out=out, work=work, device=device)))
+    else:
+        run_stage(stage.value, mapping, out=out, work=work, device=device, workers=workers)

@@ -49,12 +49,17 @@ class PromptPainter:
         library: With sprites of the styles that are drawn.
         size: Side of the images in pixels.
         plain: Share of images on a plain background; the others show one of the world's.
+        variety: How far sizes, places, angles and light may be from the usual: 1, or less for a
+            generator that still learns its first prompts; at 0 a drawing has one size and place.
     """
 
-    def __init__(self, library: Library, *, size: int = 64, plain: float = 0.5) -> None:
+    def __init__(
+        self, library: Library, *, size: int = 64, plain: float = 0.5, variety: float = 1.0
+    ) -> None:
         self.library = library
         self.size = size
         self.plain = plain
+        self.variety = variety
         self._tinted: dict[tuple[str, str, int, str], Sprite] = {}
 
     def styles_for(self, prompt: GenevalPrompt, styles: Sequence[str]) -> list[str]:
@@ -101,7 +106,7 @@ class PromptPainter:
         ]
         canvas, place = self._background(planned, rng, is_held_out=is_held_out)
         owner = np.full((self.size, self.size), -1, dtype=np.int8)
-        places = _centres(prompt, count, rng)
+        places = _centres(prompt, count, rng, self.variety)
         boxes = [
             _draw(canvas, owner, index, item, centre)
             for index, (item, centre) in enumerate(zip(planned, places, strict=True))
@@ -119,7 +124,7 @@ class PromptPainter:
                     area=shown,
                 )
             )
-        return Scene(_finish(canvas, rng), place, style, tuple(objects), owner, place)
+        return Scene(_finish(canvas, rng, self.variety), place, style, tuple(objects), owner, place)
 
     def _plan(
         self,
@@ -137,10 +142,10 @@ class PromptPainter:
             sprite = self._in_colour(sprite, color)
         return PlannedObject(
             sprite=sprite,
-            size=float(sizes[0] + (sizes[1] - sizes[0]) * draws[0]),
-            angle=float(draws[1] * 24 - 12) if draws[2] < 0.3 else 0.0,
+            size=float(sizes[0] + (sizes[1] - sizes[0]) * (0.5 + self.variety * (draws[0] - 0.5))),
+            angle=float(draws[1] * 24 - 12) if draws[2] < 0.3 * self.variety else 0.0,
             is_flipped=bool(draws[3] < 0.5),
-            gain=np.full(3, 0.95 + 0.1 * draws[4], dtype=np.float32),
+            gain=np.full(3, 1 + self.variety * (0.1 * draws[4] - 0.05), dtype=np.float32),
             offset=np.zeros(3, dtype=np.float32),
         )
 
@@ -169,10 +174,10 @@ class PromptPainter:
 
 
 def _centres(
-    prompt: GenevalPrompt, count: int, rng: np.random.Generator
+    prompt: GenevalPrompt, count: int, rng: np.random.Generator, variety: float
 ) -> list[tuple[float, float]]:
     """Where the objects' middles are, (x, y) as shares of the side, in the prompt's order."""
-    spread = JITTER[count]
+    spread = variety * JITTER[count]
     if count != 2:
         places = np.array(LAYOUTS[count])
         if rng.random() < 0.5:
@@ -187,7 +192,7 @@ def _centres(
     # The second object of the prompt stands in the relation to the first.
     low_first = relation in ("right of", "below")
     along = np.array([NEAR, FAR] if low_first else [FAR, NEAR]) + rng.uniform(-spread, spread, 2)
-    across = 0.5 + rng.uniform(-ACROSS, ACROSS, 2)
+    across = 0.5 + variety * rng.uniform(-ACROSS, ACROSS, 2)
     pairs = zip(along, across, strict=True)
     if relation in ("left of", "right of"):
         return [(float(a), float(c)) for a, c in pairs]
@@ -214,8 +219,8 @@ def _draw(
     return (x, y, width, height), int(np.count_nonzero(mask))
 
 
-def _finish(canvas: Pixels, rng: np.random.Generator) -> NDArray[np.uint8]:
+def _finish(canvas: Pixels, rng: np.random.Generator, variety: float) -> NDArray[np.uint8]:
     """A gentle camera: what is asked for by colour must stay that colour."""
-    canvas = canvas * (0.94 + 0.12 * rng.random())
-    canvas += rng.uniform(-4, 4, 3).astype(np.float32)[:, None, None]
+    canvas = canvas * (1 + variety * (0.12 * rng.random() - 0.06))
+    canvas += variety * rng.uniform(-4, 4, 3).astype(np.float32)[:, None, None]
     return np.clip(canvas, 0, 255).astype(np.uint8).transpose(1, 2, 0).copy()
