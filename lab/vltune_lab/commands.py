@@ -202,3 +202,34 @@ def pretrain_janus(
         console.print_json(json.dumps(publish_stages(mapping, out=out, work=work, device=device)))
     else:
         run_stage(stage.value, mapping, out=out, work=work, device=device, workers=workers)
+
+
+@pretrain_app.command("blip3o")
+def pretrain_blip3o(
+    work: Annotated[Path, typer.Option(help="Checkpoints and logs; a second call resumes.")] = Path(
+        "build/pretrain-blip3o"
+    ),
+    out: Annotated[Path, typer.Option(help="Model folder to write.")] = Path(
+        "assets/blip3o-compact"
+    ),
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    workers: Annotated[int, typer.Option(help="Rendering processes.")] = 1,
+    until: Annotated[
+        str, typer.Option(help="Last stage: decoder, understanding or drawing.")
+    ] = "drawing",
+    recipe: Annotated[Path | None, typer.Option(help="YAML with a Blip3oRecipe.")] = None,
+    overrides: Overrides = [],  # noqa: B006 - typer reads the default once
+) -> None:
+    """Train blip3o-compact on the pre-training styles; after the last stage write it with card."""
+    from vltune_lab.pretrain.blip3o import STAGES, pretrain
+    from vltune_lab.pretrain.blip3o_card import publish
+    from vltune_lab.pretrain.blip3o_recipe import Blip3oRecipe
+
+    if until not in STAGES:
+        raise typer.BadParameter(f"expected one of {', '.join(STAGES)}, got {until!r}")
+    mapping = apply_overrides(read_mapping(recipe) if recipe else {}, overrides)
+    config = from_mapping(Blip3oRecipe, mapping, str(recipe or "--set"))
+    stages = STAGES[: STAGES.index(until) + 1]
+    backbone, states = pretrain(config, work=work, device=device, workers=workers, stages=stages)
+    if until == STAGES[-1]:
+        console.print_json(json.dumps(publish(backbone, states, out, device)))

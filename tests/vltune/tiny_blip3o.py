@@ -46,9 +46,10 @@ TINY = Blip3oSettings(
     },
     num_queries=3,
     flow=FlowSettings(width=12, depth=2, num_heads=3, ffn_width=14, modulation_width=10),
-    decoder=DecoderSettings(channels=(16, 8, 8)),
+    decoder=DecoderSettings(channels=(16, 8), shuffle=2),
     max_prompt_tokens=24,
     max_answer_tokens=16,
+    merge=2,
     generation=GenerationSettings(guidance=2.0, steps=5),
 )
 

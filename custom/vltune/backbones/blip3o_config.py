@@ -88,17 +88,26 @@ class DecoderSettings:
     Attributes:
         channels: At the features' grid, then after each doubling; multiples of 8.
         blocks: Residual blocks at each size.
+        shuffle: The last layer writes squares of shuffle x shuffle pixels.
     """
 
     channels: tuple[int, ...]
     blocks: int = 1
+    shuffle: int = 1
 
     def __post_init__(self) -> None:
-        if not self.channels or any(c < 8 or c % 8 for c in self.channels) or self.blocks < 1:
+        if not self.channels or any(c < 8 or c % 8 for c in self.channels):
+            raise ConfigError(f"decoder: channels must be multiples of 8, got {self.channels}")
+        if min(self.blocks, self.shuffle) < 1:
             raise ConfigError(
-                f"decoder: channels must be multiples of 8 and blocks >= 1, got {self.channels} "
-                f"and {self.blocks}"
+                f"decoder: blocks and shuffle must be >= 1, got {self.blocks} and {self.shuffle}"
             )
+
+    @property
+    def enlargement(self) -> int:
+        """Pixels a feature, in each direction."""
+        enlarged: int = 2 ** (len(self.channels) - 1) * self.shuffle
+        return enlarged
 
 
 @dataclass(frozen=True)
@@ -136,6 +145,7 @@ class Blip3oSettings:
             built here.
         max_prompt_tokens: Its frame included.
         max_answer_tokens: Its frame included.
+        merge: Patches in a square of merge x merge are read as one, side by side in width.
         generation: Training and sampling.
         format: Of the folder.
     """
@@ -147,6 +157,7 @@ class Blip3oSettings:
     decoder: DecoderSettings | None
     max_prompt_tokens: int
     max_answer_tokens: int
+    merge: int = 1
     generation: GenerationSettings = field(default_factory=GenerationSettings)
     format: str = FORMAT
 
@@ -157,19 +168,32 @@ class Blip3oSettings:
             raise ConfigError(
                 "needs num_queries >= 1, max_prompt_tokens >= 2 and max_answer_tokens >= 2"
             )
+        if self.merge < 1 or self.vision.side % self.merge:
+            raise ConfigError(
+                f"merge is {self.merge}, expected a divisor of {self.vision.side} tokens a row"
+            )
         positions = int(self.language.get("max_position_embeddings", 0))
-        read = self.vision.num_tokens + self.max_prompt_tokens + self.max_answer_tokens
+        read = self.num_read + self.max_prompt_tokens + self.max_answer_tokens
         drawn = self.max_prompt_tokens + self.num_queries
         if positions < max(read, drawn):
             raise ConfigError(
                 f"language: max_position_embeddings is {positions}, but an image with the longest "
                 f"prompt and answer takes {read}, and a prompt with the image queries {drawn}"
             )
-        if self.decoder is not None and self.vision.image_size != self.vision.side * 2 ** (
-            len(self.decoder.channels) - 1
-        ):
+        self._check_decoder()
+
+    @property
+    def num_read(self) -> int:
+        """Positions that an image takes in the language model."""
+        return self.vision.num_tokens // self.merge**2
+
+    def _check_decoder(self) -> None:
+        if self.decoder is None:
+            return
+        made = self.vision.side * self.decoder.enlargement
+        if made != self.vision.image_size:
             raise ConfigError(
-                f"decoder: {len(self.decoder.channels)} channels double the grid of "
-                f"{self.vision.side} to {self.vision.side * 2 ** (len(self.decoder.channels) - 1)}"
-                f" pixels, expected {self.vision.image_size}"
+                f"decoder: {len(self.decoder.channels)} channels and shuffle "
+                f"{self.decoder.shuffle} enlarge the grid of {self.vision.side} to {made} pixels, "
+                f"expected {self.vision.image_size}"
             )

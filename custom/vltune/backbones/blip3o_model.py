@@ -3,7 +3,7 @@
 An autoregressive model reads images and, for drawing, writes a condition that a diffusion
 transformer turns into vision features:
 
-    answer:  [projected patch tokens][<s> prompt </s>][answer </s>]   next-token prediction
+    answer:  [merged and projected patches][<s> prompt </s>][answer </s>]   next-token prediction
     draw:    [<s> prompt </s>][image queries]  ->  query states  ->  features  ->  pixels
 
 Source: arXiv 2505.09568, section 3 and Fig. 3; the federation over it, arXiv 2601.15390. Deviation:
@@ -12,6 +12,7 @@ tower and draw EVA-CLIP's features. All sequences are padded on the right: under
 token sees padding, so no masks are needed and no row depends on its neighbours.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -62,7 +63,7 @@ class Blip3oModel(nn.Module):
         self.settings = settings
         self.vision_tower = PatchTower(vision)
         self.projector = nn.Sequential(
-            nn.Linear(vision.width, width), nn.GELU(), nn.Linear(width, width)
+            nn.Linear(vision.width * settings.merge**2, width), nn.GELU(), nn.Linear(width, width)
         )
         self.language_model = Qwen2ForCausalLM(language)
         self.image_queries = nn.Parameter(torch.randn(settings.num_queries, width) * 0.02)
@@ -114,8 +115,8 @@ class Blip3oModel(nn.Module):
         return self._hidden(embeddings).gather(1, index)
 
     def read_images(self, image_tokens: Tensor, ids: Tensor) -> Tensor:
-        """Patch tokens (B, M, D) and ids (B, L) -> embeddings (B, M + L, W)."""
-        images = self.projector(image_tokens)
+        """Patch tokens (B, M, D) and ids (B, L) -> embeddings (B, M / merge^2 + L, W)."""
+        images = self.projector(merge_tokens(image_tokens, self.settings.merge))
         return torch.cat([images, self.embedding(ids)], dim=1)
 
     def _hidden(self, embeddings: Tensor) -> Tensor:
@@ -129,6 +130,19 @@ class Blip3oModel(nn.Module):
         for name, value in self.named_parameters():
             counts[name.partition(".")[0]] += value.numel()
         return counts
+
+
+def merge_tokens(tokens: Tensor, merge: int) -> Tensor:
+    """Lay squares of merge x merge tokens of a square grid side by side.
+
+    (B, M, D) -> (B, M / merge^2, merge^2 D), squares and what is in them row by row.
+    """
+    if merge == 1:
+        return tokens
+    batch, count, width = tokens.shape
+    side = math.isqrt(count) // merge
+    grid = tokens.reshape(batch, side, merge, side, merge, width).transpose(2, 3)
+    return grid.reshape(batch, side * side, merge * merge * width)
 
 
 def pad_ids(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -28,7 +28,7 @@ def answer_losses(
         answers: Ids of B answers with their end, without a start.
         reduction: Mean or sum over an answer's ids.
     """
-    device, before = image_tokens.device, image_tokens.shape[1] - 1
+    device, before = image_tokens.device, model.settings.num_read - 1
     ids, _ = pad_ids([[*a, *b] for a, b in zip(prompts, answers, strict=True)], device)
     embeddings = model.read_images(image_tokens, ids)
     rows = [row for row, answer in enumerate(answers) for _ in answer]
@@ -55,7 +55,7 @@ def write_answers(
     """Greedy ids (B, N) after each image and prompt; what follows the end is `pad`."""
     ids, lengths = pad_ids(prompts, image_tokens.device)
     embeddings = model.read_images(image_tokens, ids)
-    lengths = lengths + image_tokens.shape[1]
+    lengths = lengths + model.settings.num_read
     # transformers' loop wants rows that end together, so the padding moves to the left.
     longest = int(lengths.max())
     index = torch.arange(longest, device=ids.device) - (longest - lengths)[:, None]  # (B, longest)

@@ -47,7 +47,9 @@ class FeatureDecoder(nn.Module):
             layers += [nn.Upsample(scale_factor=2), nn.Conv2d(before, channels, 3, padding=1)]
             layers += [ResidualBlock(channels) for _ in range(settings.blocks)]
             before = channels
-        layers += [nn.GroupNorm(_GROUPS, before), nn.SiLU(), nn.Conv2d(before, 3, 3, padding=1)]
+        layers += [nn.GroupNorm(_GROUPS, before), nn.SiLU()]
+        layers += [nn.Conv2d(before, 3 * settings.shuffle**2, 3, padding=1)]
+        layers += [nn.PixelShuffle(settings.shuffle)]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, features: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ COMPACT = Blip3oSettings(
         "vocab_size": 2048,
         "hidden_size": 256,
         "intermediate_size": 704,
-        "num_hidden_layers": 6,
+        "num_hidden_layers": 4,
         "num_attention_heads": 4,
         "num_key_value_heads": 4,
         "max_position_embeddings": 192,
@@ -37,9 +37,10 @@ COMPACT = Blip3oSettings(
     },
     num_queries=16,
     flow=FlowSettings(width=256, depth=6, num_heads=4, ffn_width=768, modulation_width=256),
-    decoder=DecoderSettings(channels=(160, 128, 64, 32), blocks=1),
+    decoder=DecoderSettings(channels=(128, 96, 48), shuffle=2),
     max_prompt_tokens=64,
     max_answer_tokens=64,
+    merge=2,
 )
 """The frozen tower is clip-compact's trunk, the tokenizer florence2-compact's."""
 
@@ -92,7 +93,7 @@ class Blip3oRecipe:
     drawing: StageRecipe = field(default_factory=lambda: StageRecipe(20000, 64, 1e-3))
     questions: int = 3
     captions: int = 6
-    text_share: float = 0.0
+    text_share: float = 0.5
     kinds: KindWeights = field(default_factory=KindWeights)
     checkpoint_every: int = 100
 

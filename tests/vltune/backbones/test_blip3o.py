@@ -17,6 +17,7 @@ from tiny_blip3o import COMPACT, TINY, make_tiny_blip3o, write_tiny_blip3o
 from vltune.backbones.blip3o import Blip3oBackbone, backbone_of, load_blip3o
 from vltune.backbones.blip3o_checkpoint import read_tokenizer
 from vltune.backbones.blip3o_drawing import drop_prompts
+from vltune.backbones.blip3o_model import merge_tokens
 from vltune.backbones.checkpoint import BackboneConfig
 from vltune.backbones.flow_matching import draw_flow, euler_sample, guided
 from vltune.backbones.unified import UnifiedBackbone
@@ -56,9 +57,10 @@ def seeded(seed: int = 1) -> torch.Generator:
 
 
 def embeddings_of(backbone: Blip3oBackbone, tokens: Tensor, text_ids: list[int]) -> Tensor:
-    """One unpadded row, by hand: (1, M + L, W)."""
+    """One unpadded row, by hand: (1, M / 4 + L, W)."""
     words = backbone.model.embedding(torch.tensor([text_ids]))
-    return torch.cat([backbone.model.projector(tokens[None]), words], dim=1)
+    image = backbone.model.projector(merge_tokens(tokens[None], 2))
+    return torch.cat([image, words], dim=1)
 
 
 def test_it_is_a_unified_backbone(backbone: Blip3oBackbone, tokens: Tensor) -> None:
@@ -77,6 +79,16 @@ def test_the_towers_class_token_is_no_patch(backbone: Blip3oBackbone, pixels: Te
     whole = tower.forward_features(pixels)
     assert whole.shape[1] == 17
     torch.testing.assert_close(backbone.encode_images(pixels), whole[:, 1:])
+
+
+def test_squares_of_patches_are_read_side_by_side() -> None:
+    """A 4 x 4 grid 0..15: the square in the top left holds 0, 1, 4 and 5, the next 2, 3, 6, 7."""
+    grid = torch.arange(16.0).reshape(1, 16, 1)
+    merged = merge_tokens(grid, 2)
+    assert merged[0].tolist() == [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
+    wide = merge_tokens(torch.cat([grid, -grid], dim=2), 2)
+    assert wide[0, 1].tolist() == [2, -2, 3, -3, 6, -6, 7, -7]
+    assert merge_tokens(grid, 1) is grid
 
 
 def test_targets_are_the_kept_features_standardised(
