@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, Protocol, TypeVar
 
 import torch
@@ -139,6 +140,7 @@ def local_train(
     batch_at: Callable[[Tensor], BatchT],
     plan: RoundPlan,
     should_stop: Callable[[], bool],
+    backward: Callable[[BatchT], Tensor] | None = None,
 ) -> TrainResult:
     """Train for `plan.config.local_epochs` passes.
 
@@ -148,6 +150,8 @@ def local_train(
         batch_at: Sample indices, (b,) int64 -> batch.
         plan: Optimiser, schedule and seed.
         should_stop: Asked before each step.
+        backward: Adds a batch's gradients and returns its loss, in place of
+            `learner.loss(batch).backward()`.
 
     Returns:
         Mean loss, steps, seconds.
@@ -163,13 +167,15 @@ def local_train(
     generator = torch_generator(plan.seed)
     torch.manual_seed(plan.seed)
     losses: list[float] = []
+    take = backward or partial(_backward, learner)
     start, end = plan.span
     num_steps = config.local_epochs * math.ceil(num_examples / config.batch_size)
     for _ in range(config.local_epochs):
         for indices in batches(num_examples, config.batch_size, generator):
             if should_stop():
                 raise TrainingStopped(f"stopped after {len(losses)} steps")
-            loss = learner.loss(batch_at(indices))
+            optimizer.zero_grad(set_to_none=True)
+            loss = take(batch_at(indices))
             if not torch.isfinite(loss):
                 raise DivergedError(
                     f"loss is {loss.item()} at step {len(losses)} of this round; "
@@ -177,9 +183,13 @@ def local_train(
                 )
             for group in optimizer.param_groups:
                 group["lr"] = config.rate_at(start + (end - start) * len(losses) / num_steps)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call] # torch's stub
             nn.utils.clip_grad_norm_(parameters, config.max_gradient_norm)
             optimizer.step()
             losses.append(loss.item())
     return TrainResult(math.fsum(losses) / len(losses), len(losses), time.perf_counter() - began)
+
+
+def _backward(learner: Learner[BatchT], batch: BatchT) -> Tensor:
+    loss = learner.loss(batch)
+    loss.backward()  # type: ignore[no-untyped-call] # torch's stub
+    return loss.detach()

@@ -88,6 +88,12 @@ class AnswerTask:
         """The objective's."""
         return self._batch_loss(batch)
 
+    def backward(self, batch: AnswerBatch) -> Tensor:
+        """Add the gradients of one batch; returns its loss."""
+        loss = self.loss(batch)
+        loss.backward()  # type: ignore[no-untyped-call] # torch's stub
+        return loss.detach()
+
     def start_round(self, seed: int) -> None:
         """Nothing in these losses is random but torch's own dropout, which the loop seeds."""
 
@@ -102,6 +108,10 @@ class AnswerTask:
     def measure_test(self) -> dict[str, float]:
         """The same of the test records; empty without any."""
         return {} if self.test is None else self._measure(self.test)
+
+    def adapters(self) -> dict[str, slice | None]:
+        """One."""
+        return {"": None}
 
     def _measure(self, split: EncodedRecords) -> dict[str, float]:
         return measure_answers(

@@ -161,14 +161,26 @@ class TokenCache:
             FeatureCacheError: The folder cannot be written.
             TrainingStopped: `should_stop` returned True.
         """
-        try:
-            features = self._cache.encode_contents(
-                samples.digests,
-                samples.images,
-                read_source,
-                batch_size=batch_size,
-                should_stop=should_stop,
-            )
-        except EncodingStopped as stopped:
-            raise TrainingStopped(str(stopped)) from stopped
+        features = encode_or_stop(self._cache, samples, batch_size, should_stop)
         return EncodedRecords(samples.records, features)
+
+
+def encode_or_stop(
+    cache: FeatureCache, samples: ImageTextSamples, batch_size: int, should_stop: ShouldStop
+) -> FeatureSet:
+    """Encode a split's images that are not in the cache yet.
+
+    Raises:
+        FeatureCacheError: The folder cannot be written.
+        TrainingStopped: `should_stop` returned True.
+    """
+    try:
+        return cache.encode_contents(
+            samples.digests,
+            samples.images,
+            read_source,
+            batch_size=batch_size,
+            should_stop=should_stop,
+        )
+    except EncodingStopped as stopped:
+        raise TrainingStopped(str(stopped)) from stopped

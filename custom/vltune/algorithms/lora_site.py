@@ -63,6 +63,9 @@ class SiteTask(Protocol):
     def loss(self, batch: Any) -> Tensor:
         """Scalar loss of one batch; differentiable."""
 
+    def backward(self, batch: Any) -> Tensor:
+        """Add the gradients of `loss`; returns its value."""
+
     def start_round(self, seed: int) -> None:
         """Everything random in this round's losses follows from `seed`."""
 
@@ -74,6 +77,9 @@ class SiteTask(Protocol):
 
     def measure_test(self) -> dict[str, float]:
         """The same of the test records; empty without any."""
+
+    def adapters(self) -> dict[str, slice | None]:
+        """Folder of each adapter to export, "" for the one of all, -> its directions."""
 
 
 TaskBuilder = Callable[[VisionLanguageBackbone, ShouldStop], SiteTask]
@@ -182,6 +188,7 @@ class LoraParticipant:
                 self.lora.optimizer(),
             ),
             should_stop=should_stop,
+            backward=self.task.backward,
         )
         self.lora.check_finite(round_number)
         self.lora.has_trained = True
@@ -213,7 +220,9 @@ class LoraParticipant:
         self.lora.model.eval()
         metrics = {f"test_{name}": value for name, value in self.task.measure_test().items()}
         try:
-            self.lora.export(self.backbone.name, self.state_dir / EXPORT_FOLDER)
+            for part, directions in self.task.adapters().items():
+                folder = self.state_dir / EXPORT_FOLDER / part
+                self.lora.export(self.backbone.name, folder, directions)
         except OutputError:
             log.exception("the adapter of this site could not be written")
         else:
@@ -258,5 +267,6 @@ class LoraParticipant:
                 batch_at=self.task.batch_at,
                 plan=plan,
                 should_stop=should_stop,
+                backward=self.task.backward,
             )
         return result.steps

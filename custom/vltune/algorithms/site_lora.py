@@ -21,7 +21,7 @@ from vltune.lora import (
     write_factors,
 )
 from vltune.lora_export import export_peft
-from vltune.lora_factors import Kind
+from vltune.lora_factors import Kind, parse_factor_name
 from vltune.lora_ranks import truncate_factors
 from vltune.lora_residual import split_residual
 from vltune.optimizer_state import PREFIX, load_optimizer_tensors, optimizer_tensors
@@ -135,17 +135,27 @@ class SiteLora:
             load_optimizer_tensors(self._optimizer, self._trained_names(), memory)
         self.has_trained = True
 
-    def export(self, name: str, folder: Path) -> None:
+    def export(self, name: str, folder: Path, directions: slice | None = None) -> None:
         """Write factors, personal ones included, and residual as a PEFT adapter folder.
 
         Args:
             name: Of the backbone.
             folder: Where to.
+            directions: Rows of A and columns of B, at the same scale; None: all.
 
         Raises:
             OutputError: It cannot be written.
         """
-        export_peft(read_factors(self.model), self.settings, name, folder, self._residual)
+        factors, settings = read_factors(self.model), self.settings
+        if directions is not None:
+            factors = {
+                key: (
+                    value[directions] if parse_factor_name(key)[1] == "A" else value[:, directions]
+                ).contiguous()
+                for key, value in factors.items()
+            }
+            settings = settings.at_rank(len(range(settings.rank)[directions]))
+        export_peft(factors, settings, name, folder, self._residual)
 
     @property
     def _trained_kinds(self) -> frozenset[Kind]:

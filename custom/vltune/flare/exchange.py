@@ -22,6 +22,7 @@ from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 from nvflare.fuel.utils import fobs
 from torch import Tensor
 
+from vltune.geneval_prompts import TAGS
 from vltune.histograms import ScoreHistograms
 from vltune.parameters import LocalUpdate, spec_of
 from vltune.participant import Evaluation, Handshake
@@ -31,9 +32,24 @@ TASK_TRAIN = "train"
 TASK_VALIDATE = "validate"
 TASKS = (TASK_PREPARE, TASK_TRAIN, TASK_VALIDATE)
 
-TRAIN_METRICS = frozenset({"loss", "steps", "steps_warm_up", "seconds_train", "seconds_task"})
-VALIDATION_METRICS = frozenset(
-    {
+TASK_COSINES = frozenset({"task_cosine", *(f"task_cosine_{layer}" for layer in range(1, 200))})
+TRAIN_METRICS = TASK_COSINES | {
+    "loss",
+    "loss_understanding",
+    "loss_generation",
+    "steps",
+    "steps_warm_up",
+    "seconds_train",
+    "seconds_task",
+}
+UNIFIED_METRICS = frozenset(
+    {"vqa_accuracy", "generation_loss", "geneval", *(f"geneval_{tag}" for tag in TAGS)}
+)
+VALIDATION_METRICS = (
+    UNIFIED_METRICS
+    | {f"test_{name}" for name in UNIFIED_METRICS}
+    | {f"zero_shot_{name}" for name in ("vqa_accuracy", "generation_loss", "geneval")}
+    | {
         "mAP",
         "CF1",
         "OF1",

@@ -10,7 +10,16 @@ import torch
 from vltune.seed import derive_seed, torch_generator
 
 WeightBy = Literal["num_examples", "uniform"]
-METRICS = ("mAP", "accuracy", "soft_accuracy", "token_f1", "rouge_l", "preference_accuracy")
+METRICS = (
+    "mAP",
+    "accuracy",
+    "soft_accuracy",
+    "token_f1",
+    "rouge_l",
+    "preference_accuracy",
+    "vqa_accuracy",
+    "geneval",
+)
 """Figures of a site that are larger where the model is better."""
 
 

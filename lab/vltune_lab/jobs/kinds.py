@@ -15,6 +15,7 @@ from vltune_lab.report.summary import write_summary
 REPOSITORY = Path(__file__).resolve().parents[3]
 FEDMPT_YAML = REPOSITORY / "jobs" / "fedmpt" / "fedmpt.yaml"
 FEDVLM_YAML = REPOSITORY / "jobs" / "fedvlm" / "fedvlm.yaml"
+FEDUMM_YAML = REPOSITORY / "jobs" / "fedumm" / "fedumm.yaml"
 
 
 EVERY_JOB = {"name", "method", "seed", "participant", "federation"}
@@ -43,7 +44,23 @@ def check_fedvlm(job: Job) -> None:
     _read(LoraJob, job, FEDVLM_YAML)
 
 
-def finish_fedvlm(
+def check_fedumm(job: Job) -> None:
+    """Read the job as a site will."""
+    from vltune.algorithms.fedumm import FedUMMConfig, read_job
+    from vltune.algorithms.lora_job import LoraJob
+
+    _refuse_unknown(job, set(), FedUMMConfig, LoraJob)
+    known = ("vqa_accuracy", "geneval")
+    metric = job["federation"].get("metric", "mAP")
+    if metric not in known:
+        raise ConfigError(
+            f"{FEDUMM_YAML}: federation.metric is {metric}, which no site of this job reports; "
+            f"take {' or '.join(known)}"
+        )
+    read_job(job)
+
+
+def finish_with_report(
     run_folder: Path, job: Mapping[str, Any], summary: dict[str, Any]
 ) -> dict[str, Any]:
     """Write the report; every figure came from the sites."""
@@ -69,4 +86,5 @@ def _read(cls: type[Any], job: Job, source: Path) -> None:
 
 
 FEDMPT = JobKind(method="FedMPT", yaml=FEDMPT_YAML, check=check_fedmpt, finish=finish)
-FEDVLM = JobKind(method="FedVLM", yaml=FEDVLM_YAML, check=check_fedvlm, finish=finish_fedvlm)
+FEDVLM = JobKind(method="FedVLM", yaml=FEDVLM_YAML, check=check_fedvlm, finish=finish_with_report)
+FEDUMM = JobKind(method="FedUMM", yaml=FEDUMM_YAML, check=check_fedumm, finish=finish_with_report)
