@@ -52,6 +52,23 @@ class TaskConfig:
 
 
 @dataclass(frozen=True)
+class SamplesConfig:
+    """The key `samples` of a job: pictures for the report, drawn where the job was started.
+
+    Attributes:
+        prompts: What is drawn; empty: nothing.
+        rounds: At most so many of the run's rounds, and the untouched backbone.
+    """
+
+    prompts: tuple[str, ...] = ()
+    rounds: int = 5
+
+    def __post_init__(self) -> None:
+        if self.rounds < 0 or any(not prompt.strip() for prompt in self.prompts):
+            raise ConfigError("samples: expected rounds >= 0 and prompts that are not empty")
+
+
+@dataclass(frozen=True)
 class FedUMMConfig:
     """The job's own keys; `LoraJob` has the rest.
 
@@ -61,12 +78,14 @@ class FedUMMConfig:
         judge: Who looks at drawn pictures; None where no site has prompts. A site may name its own
             copy under `weights: {judge: ...}`.
         guidance: Of the pictures that are judged; None: the backbone's default.
+        samples: Pictures for the report.
     """
 
     backbone: BackboneConfig
     tasks: TaskConfig = TaskConfig()
     judge: JudgeConfig | None = None
     guidance: float | None = None
+    samples: SamplesConfig = SamplesConfig()
 
 
 def read_job(job: Mapping[str, Any]) -> tuple[FedUMMConfig, LoraJob, UnifiedChoice]:

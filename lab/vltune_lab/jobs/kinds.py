@@ -69,6 +69,14 @@ def finish_with_report(
     return summary | {"artefacts": {**summary["artefacts"], "report": "report.html"}}
 
 
+def finish_fedumm(run_folder: Path, job: dict[str, Any], summary: dict[str, Any]) -> dict[str, Any]:
+    """Draw the job's samples with the global model of some rounds, then write the report."""
+    from vltune_lab.jobs.drawing_samples import draw_samples
+
+    draw_samples(run_folder, job)
+    return finish_with_report(run_folder, job, summary)
+
+
 def _refuse_unknown(job: Job, others: set[str], *classes: type[Any]) -> None:
     """A misspelt key would leave its value at the default and say nothing."""
     known = EVERY_JOB | others | {key for cls in classes for key in cls.__dataclass_fields__}
@@ -87,4 +95,4 @@ def _read(cls: type[Any], job: Job, source: Path) -> None:
 
 FEDMPT = JobKind(method="FedMPT", yaml=FEDMPT_YAML, check=check_fedmpt, finish=finish)
 FEDVLM = JobKind(method="FedVLM", yaml=FEDVLM_YAML, check=check_fedvlm, finish=finish_with_report)
-FEDUMM = JobKind(method="FedUMM", yaml=FEDUMM_YAML, check=check_fedumm, finish=finish_with_report)
+FEDUMM = JobKind(method="FedUMM", yaml=FEDUMM_YAML, check=check_fedumm, finish=finish_fedumm)

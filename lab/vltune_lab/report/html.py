@@ -5,6 +5,7 @@ from pathlib import Path
 from vltune.files import write_bytes_atomic
 from vltune_lab.report import overview, progress, results
 from vltune_lab.report.costs import costs, refused
+from vltune_lab.report.drawings import drawn_pictures
 from vltune_lab.report.example_file import Examples, load_examples
 from vltune_lab.report.gallery import gallery
 from vltune_lab.report.markup import Markup, join, tag
@@ -28,17 +29,24 @@ def build_report(run_folder: Path) -> Path:
     Raises:
         SummaryError: summary.json is missing or damaged.
         ExamplesError: examples.json is damaged.
+        ConfigError: The index of drawn pictures is damaged.
         OutputError: The folder cannot be written.
     """
     summary = load_summary(run_folder)
     history = progress.read_site_history(run_folder, summary.headline.metric)
-    page = render(summary, history, load_examples(run_folder))
+    page = render(summary, history, load_examples(run_folder), drawn=drawn_pictures(run_folder))
     # A lone surrogate in a name has no UTF-8; it becomes a question mark.
     write_bytes_atomic(run_folder / REPORT_FILE, page.encode("utf-8", errors="replace"))
     return run_folder / REPORT_FILE
 
 
-def render(summary: RunSummary, history: progress.SiteHistory, examples: Examples | None) -> Markup:
+def render(
+    summary: RunSummary,
+    history: progress.SiteHistory,
+    examples: Examples | None,
+    *,
+    drawn: Markup | None = None,
+) -> Markup:
     """The whole page."""
     title = f"{summary.job}: {summary.method} over {summary.sites} sites"
     version = summary.versions.get("vltune", "")
@@ -62,6 +70,7 @@ def render(summary: RunSummary, history: progress.SiteHistory, examples: Example
             results.by_site(summary),
             results.on_global_test(summary),
             gallery(examples),
+            drawn,
             results.by_class(summary),
             costs(summary),
             refused(summary),

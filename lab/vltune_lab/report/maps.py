@@ -42,14 +42,14 @@ def overlay(image_png: bytes, mass: Sequence[Sequence[float]]) -> bytes:
     strength = Image.fromarray((heat(mass) * FULL_HEAT * 255).astype(np.uint8))
     picture = Image.merge("RGB", [grey] * 3)
     picture.paste(HEAT, mask=strength.resize(size, Image.Resampling.NEAREST))
-    return _png(picture)
+    return png_of(picture)
 
 
 def enlarged(image_png: bytes) -> bytes:
     """PNG of the image at the size of the maps."""
     with Image.open(io.BytesIO(image_png)) as opened:
         picture = opened.convert("RGB")
-    return _png(picture.resize(_shown_size(picture.size), Image.Resampling.BICUBIC))
+    return png_of(picture.resize(_shown_size(picture.size), Image.Resampling.BICUBIC))
 
 
 def picture_tag(png: bytes, text: str) -> Markup:
@@ -63,7 +63,8 @@ def _shown_size(size: tuple[int, int]) -> tuple[int, int]:
     return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
 
 
-def _png(picture: Image.Image) -> bytes:
+def png_of(picture: Image.Image) -> bytes:
+    """The picture as PNG."""
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()

@@ -129,6 +129,7 @@ td:first-child { min-width: 4.6em; }
   grid-template-columns: repeat(auto-fill, minmax(96px, 1fr));
 }
 .pictures img { width: 100%; height: auto; display: block; border-radius: 4px; }
+.drawings img { width: 96px; height: auto; display: block; border-radius: 4px; }
 figcaption { font-size: .87rem; line-height: 1.3; margin-top: 3px; }
 details { margin-top: 12px; }
 summary { cursor: pointer; color: var(--federated); }

@@ -8,25 +8,22 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from peft import PeftModel
-from safetensors.torch import save_file
 
 sys.path.append(str(Path(__file__).parents[1] / "data"))
 sys.path.append(str(Path(__file__).parents[1]))
+sys.path.append(str(Path(__file__).parent))
 
-from answer_files import write_lines
 from tiny_blip3o import write_tiny_blip3o
 from tiny_florence import write_tiny_florence
-from vqa_files import PATTERN, write_vqa
+from unified_sites import BOTH, CAPTIONS, VQA, write_judge, write_site
 
 from vltune.algorithms.fedumm import build_participant
 from vltune.algorithms.lora_site import EXPORT_FOLDER, LoraParticipant
 from vltune.algorithms.unified_task import UnifiedTask
-from vltune.backbones.center_detector import ARCHITECTURE, CenterDetector, DetectorConfig
 from vltune.backbones.checkpoint import BackboneConfig
 from vltune.backbones.registry import load_backbone
-from vltune.config import ConfigError, to_mapping
+from vltune.config import ConfigError
 from vltune.site_config import read_site_config
 from vltune_lab.jobs.in_process import run_in_process
 
@@ -36,10 +33,6 @@ pytestmark = [
 ]
 torch.set_num_threads(1)
 
-VQA = {"questions": "questions.json", "annotations": "annotations.json", "images": "images"}
-CAPTIONS = {"files": ["captions.jsonl"]}
-BOTH = {"vqa": VQA, "captions": CAPTIONS}
-PROMPT = {"tag": "single_object", "include": [{"class": "dog", "count": 1}], "prompt": "a dog"}
 Make = Callable[..., LoraParticipant]
 
 
@@ -53,36 +46,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     write_tiny_blip3o(folder / "blip3o-tiny")
     write_tiny_florence(folder / "florence2-tiny")
-    config = DetectorConfig(ARCHITECTURE, 16, (4, 5, 6, 7), ("dog",), ("red",))
-    torch.manual_seed(1)
-    (folder / "judge").mkdir()
-    state = CenterDetector(config).state_dict()
-    save_file(
-        {n: v.half() if v.is_floating_point() else v for n, v in state.items()},
-        folder / "judge" / "model.safetensors",
-    )
-    (folder / "judge" / "config.json").write_text(json.dumps(to_mapping(config)))
+    write_judge(folder / "judge")
     return folder
-
-
-def write_site(root: Path, name: str, train: dict[str, Any], start: int = 0) -> Path:
-    """Eight images with two questions and a caption each; two of them to measure on."""
-    folder = root / name
-    images = range(start, start + 8)
-    write_vqa(folder, images)
-    rows = [{"image": f"images/{PATTERN % n}", "caption": f"{n} dogs"} for n in images]
-    write_lines(folder / "captions.jsonl", rows)
-    write_lines(folder / "prompts.jsonl", [PROMPT])
-    path = folder / "vltune_site.yaml"
-    content = {
-        "data": "unified",
-        "train": train,
-        "validation": {"share": 0.3, "prompts": "prompts.jsonl"},
-        "test": {"prompts": "prompts.jsonl"},
-        "threads": 1,
-    }
-    path.write_text(yaml.safe_dump(content))
-    return path
 
 
 def make_job(models: Path, **changes: Any) -> dict[str, Any]:
