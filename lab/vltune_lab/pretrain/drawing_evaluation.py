@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from vltune.geneval import GenevalScores, Judge, score_images
-from vltune_lab.pretrain.judge_evaluation import draw_pictures
-from vltune_lab.scenes.library import Library
+from vltune_lab.pretrain.judge_evaluation import TestPictures
 
 
 class Drawer(Protocol):
@@ -39,11 +38,8 @@ class DrawingFigures:
 def drawing_figures(
     drawer: Drawer,
     judge: Judge,
-    library: Library,
-    classnames: tuple[str, ...],
-    styles: tuple[str, ...],
+    pictures: TestPictures,
     *,
-    per_tag: int,
     seed: int,
     batch_size: int = 32,
 ) -> DrawingFigures:
@@ -52,14 +48,10 @@ def drawing_figures(
     Args:
         drawer: The generator.
         judge: Shares nothing with it.
-        library: Has the styles.
-        classnames: Vocabulary of the prompts (a tier).
-        styles: Of the true pictures.
-        per_tag: Prompts of each family.
-        seed: Of prompts, true pictures and the generator's chance.
+        pictures: Of `draw_pictures`: prompts with true pictures, of one tier of vocabulary.
+        seed: Of the generator's chance.
         batch_size: Pictures drawn at a time.
     """
-    pictures = draw_pictures(library, classnames, styles, per_tag=per_tag, seed=seed)
     texts = [prompt.prompt for prompt in pictures.prompts]
     chance = torch.Generator().manual_seed(seed)
     drawn = [

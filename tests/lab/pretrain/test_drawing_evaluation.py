@@ -35,9 +35,7 @@ def test_true_pictures_have_the_whole_share_and_grey_ones_none() -> None:
     judge = load_compact_judge(PACKAGED_ASSETS / "judge-compact")
     pictures = draw_pictures(library, FIRST_CLASSES, STYLES, per_tag=4, seed=3)
     for images, share in ((pictures.images, 1.0), (torch.full_like(pictures.images, 0.5), 0.0)):
-        figures = drawing_figures(
-            Copier(images), judge, library, FIRST_CLASSES, STYLES, per_tag=4, seed=3, batch_size=5
-        )
+        figures = drawing_figures(Copier(images), judge, pictures, seed=3, batch_size=5)
         assert set(figures.share) == {*TAGS, "overall"}
         assert figures.share["overall"] == share
         assert drawing_card(figures)["pictures"] == 24
