@@ -146,3 +146,20 @@ def test_pretrain_needs_a_model_folder(run: Run, tmp_path: Path) -> None:
     assert "steps >= 1" in ended.err
     ended = run(*arguments, "--set", "step=1")
     assert "--set: unknown key step" in ended.err
+
+
+@pytest.mark.slow
+def test_scenes_make_unified(run: Run, tmp_path: Path) -> None:
+    """One site of another name that only answers; then a wrong value."""
+    changes = ["names=[st-mary]", "tasks=[vqa]", "image_size=32", "global_test=2", "partition=iid"]
+    changes += ["pool={train: 8, validation: 4, test: 4}", "global_prompts=1"]
+    arguments = [part for change in changes for part in ("--set", change)]
+    out = tmp_path / "world"
+    ended = run("scenes", "make", "--task", "unified", "--out", out, *arguments)
+    assert ended.status == 0
+    assert "20 images in" in ended.out
+    config = read_site_config(out / "st-mary" / "vltune_site.yaml")
+    assert (config.data, config.site) == ("unified", "st-mary")
+    ended = run("scenes", "make", "--task", "unified", "--out", tmp_path / "b", "--set", "alpha=0")
+    assert ended.status != 0
+    assert "alpha must be above 0" in ended.err

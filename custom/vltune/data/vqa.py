@@ -43,8 +43,8 @@ def load_vqa(
 
     Raises:
         RecordError: A file is wrong: missing, no JSON, a missing key, a question id twice or in one
-            file only, two image ids for one question, not ten answers, an empty text, no name for
-            the images.
+            file only, two image ids for one question, not ten answers or all empty, no text, no
+            name for the images.
         ImageError: Bad images (`collect`).
     """
     return collect(
@@ -97,7 +97,11 @@ def _answers(entry: dict[str, Any], where: str) -> tuple[str, ...]:
         inner = f"{where}: 'answers[{index}]'"
         if isinstance(item, dict):
             raise RecordError(f"{inner}: key 'answer' is missing. Add it.")
-        texts.append(clean_text(item, inner))
+        # A person who said nothing still is one of the ten.
+        is_blank = isinstance(item, str) and not item.strip()
+        texts.append("" if is_blank else clean_text(item, inner))
+    if not any(texts):
+        raise RecordError(f"{where}: all {NUM_ANSWERS} answers are empty. Remove the question.")
     return most_common_first(texts, entry.get("multiple_choice_answer"))
 
 
@@ -105,10 +109,10 @@ def most_common_first(answers: list[str], preferred: Any = None) -> tuple[str, .
     """The same answers with the most frequent one at the front, where it stands once.
 
     Args:
-        answers: At least one.
+        answers: At least one that is not empty; empty ones are never at the front.
         preferred: Wins among answers that are as frequent as any, where it is one of them.
     """
-    counts = Counter(answers)
+    counts = Counter(text for text in answers if text)
     most = max(counts.values())
     tied = [text for text in counts if counts[text] == most]
     chosen = preferred if preferred in tied else tied[0]

@@ -47,8 +47,9 @@ def make_unified_world(
         "unified_version": UNIFIED_VERSION,
         "config": to_mapping(world),
     }
-    per_part = [getattr(world.pool, part) for part in PARTS]
-    total = 2 * (sum(per_part) + world.global_test)
+    num_tasks = sum(bool(world.sites_with(task)) for task in ("vqa", "captions"))
+    per_task = sum(getattr(world.pool, part) for part in PARTS)
+    total = num_tasks * per_task + 2 * world.global_test
     if holds_world(folder, identity, {*world.site_names, "global"}):
         return MadeWorld(folder, total, was_there=True)
     library = load_library()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from vqa_files import write_json, write_vqa
+from vqa_files import annotation, write_json, write_vqa
 
 from vltune.data.images import ImageError
 from vltune.data.rows import RecordError
@@ -35,6 +35,16 @@ def test_the_most_common_answer_and_ties() -> None:
     assert most_common_first(["a", "b", "c"], "c") == ("c", "a", "b")
     assert most_common_first(["a", "b", "b"], "a")[0] == "b"
     assert most_common_first(["a", "b"], "z") == ("a", "b")
+
+
+def test_a_person_may_say_nothing(tmp_path: Path) -> None:
+    """Nine empty answers are still nine people, but nothing to learn from."""
+    write_vqa(tmp_path, range(1), 1)
+    answers = ["", "", " ", "cat", *[""] * 6]
+    annotations = {"annotations": [annotation(0, 0, answers)]}
+    write_json(tmp_path / "annotations.json", annotations)
+    (record,) = load_vqa(files_of(tmp_path)).records
+    assert record.answers == ("cat", *[""] * 9)
 
 
 def test_names_by_pattern(tmp_path: Path) -> None:
@@ -94,8 +104,8 @@ ANNOTATIONS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "nine": (lambda c: answers_of(c).pop(), "question 1: 'answers' is 9 entries; expected a list"),
     "none": (lambda c: c["annotations"][1].pop("answers"), "question 1: 'answers' is NoneType"),
     "empty": (
-        lambda c: answers_of(c)[3].update(answer=" "),
-        r"question 1: 'answers\[3\]' is empty",
+        lambda c: [item.update(answer=" ") for item in answers_of(c)],
+        "question 1: all 10 answers are empty",
     ),
     "number": (
         lambda c: answers_of(c)[3].update(answer=2),
