@@ -39,6 +39,12 @@ CLIP = PACKAGED_ASSETS / "clip-compact"
 TOKENIZER = PACKAGED_ASSETS / "florence2-compact" / "tokenizer.json"
 STATISTICS = "statistics.safetensors"
 STAGES = ("decoder", "understanding", "drawing")
+RELEVANT = {
+    "decoder": ("seed", "statistics_images"),
+    "understanding": ("seed", "questions", "captions", "kinds"),
+    "drawing": ("seed", "statistics_images", "questions", "captions", "kinds", "text_share"),
+}
+"""What of the whole recipe a stage's checkpoint depends on."""
 QUESTION_SHARE = 4
 """In stage 3 one image is asked about for so many that are drawn."""
 
@@ -173,8 +179,9 @@ def _run_stage(shop: Workshop, stage: str) -> RunState:
         decayed_groups(everything, recipe.weight_decay), lr=recipe.learning_rate, fused=True,
         betas=(0.9, 0.98),
     )  # fmt: skip
-    others = {k: v for k, v in to_mapping(shop.recipe).items() if k not in STAGES}
-    state = RunState(modules, optimizer, {**others, **to_mapping(recipe), "stage": stage})
+    whole = to_mapping(shop.recipe)
+    kept = {key: whole[key] for key in RELEVANT[stage]} | to_mapping(recipe)
+    state = RunState(modules, optimizer, kept)
     folder = shop.work / stage
     folder.mkdir(exist_ok=True)
     if (folder / "checkpoint.pt").exists():

@@ -119,7 +119,6 @@ def test_stages_resume_and_train_only_their_parts(tmp_path: Path) -> None:
     }
     assert changed == {"feature_decoder", "feature_mean", "feature_std"}
     resumed, _ = pretrain(recipe(), work=again, workers=0, settings=SMALL)
-    assert resumed.fingerprint == begin(SMALL, 2026, "cpu").fingerprint, "of the start"
     for name, value in whole.model.state_dict().items():
         assert torch.equal(resumed.model.state_dict()[name], value), name
         if name.startswith("vision_tower."):
@@ -148,7 +147,7 @@ def test_a_cut_stage_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.Mon
     assert states["drawing"].step == 2
     for name, value in whole.model.state_dict().items():
         assert torch.equal(resumed.model.state_dict()[name], value), name
-    with pytest.raises(ConfigError, match="was begun with another recipe: prompt|text_share"):
+    with pytest.raises(ConfigError, match="was begun with another recipe: text_share"):
         pretrain(recipe(text_share=0.1), work=tmp_path / "cut", workers=0, settings=SMALL)
 
 
