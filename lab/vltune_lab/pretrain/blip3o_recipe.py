@@ -93,9 +93,9 @@ class Blip3oRecipe:
 
     seed: int = 2026
     statistics_images: int = 2048
-    decoder: StageRecipe = field(default_factory=lambda: StageRecipe(8000, 32, 1e-3))
-    understanding: StageRecipe = field(default_factory=lambda: StageRecipe(8000, 32, 1e-3))
-    drawing: StageRecipe = field(default_factory=lambda: StageRecipe(20000, 64, 1e-3))
+    decoder: StageRecipe = field(default_factory=lambda: StageRecipe(4000, 32, 1e-3))
+    understanding: StageRecipe = field(default_factory=lambda: StageRecipe(6000, 32, 1e-3))
+    drawing: StageRecipe = field(default_factory=lambda: StageRecipe(16000, 24, 1e-3))
     questions: int = 3
     captions: int = 6
     text_share: float = 0.5
