@@ -18,6 +18,7 @@ from vltune.backbones.blip3o_config import Blip3oSettings
 from vltune.backbones.blip3o_model import Blip3oModel
 from vltune.backbones.blip3o_published import ASSUMED, PUBLISHED
 from vltune.backbones.blip_vqa import LORA_SCOPE as BLIP_VQA_SCOPE
+from vltune.backbones.janus import ATTENTION_SCOPE
 from vltune.flare.exchange import payload_bytes, task_message
 from vltune.lora import target_modules
 from vltune.lora_factors import LoraSettings, factor_name
@@ -25,10 +26,7 @@ from vltune_lab.pretrain.blip3o_recipe import COMPACT
 
 RANK, ALPHA = 16, 32.0
 """FedUMM's LoRA (arXiv 2601.15390)."""
-JANUS_SCOPE = (
-    r"(model\.language_model\.layers\.\d+\.self_attn\.(q|k|v|o)_proj|"
-    r"model\.generation_head\.(proj_out|vision_head))"
-)
+JANUS_ASSUMED = "dimensions as published, not from a checkpoint"
 _JANUS_SIZES: dict[str, dict[str, int]] = {
     "Janus-Pro-1B": {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 24,
                      "num_attention_heads": 16, "num_key_value_heads": 16},
@@ -76,7 +74,7 @@ def _janus(name: str) -> Shape:
         return JanusForConditionalGeneration(config)
 
     frozen = ("model.vision_model.", "model.vqmodel.")
-    return Shape(name, build, JANUS_SCOPE, frozen, "dimensions as published, not from a checkpoint")
+    return Shape(name, build, ATTENTION_SCOPE, frozen, JANUS_ASSUMED)
 
 
 def _blip_vqa() -> Shape:

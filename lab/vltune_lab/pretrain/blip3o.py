@@ -28,7 +28,7 @@ from vltune_lab.pretrain.blip3o_losses import decoder_loss, drawing_loss, unders
 from vltune_lab.pretrain.blip3o_recipe import COMPACT, Blip3oRecipe, StageRecipe
 from vltune_lab.pretrain.florence2 import normalise_pixels
 from vltune_lab.pretrain.loop import run_to_end
-from vltune_lab.pretrain.picture_stream import Painter, PictureStream, scene_painter
+from vltune_lab.pretrain.prompt_stream import PromptMix, PromptStream
 from vltune_lab.pretrain.question_stream import QuestionStream
 from vltune_lab.pretrain.recipe import learning_rate_at
 from vltune_lab.pretrain.run_state import RunState, decayed_groups
@@ -39,6 +39,14 @@ CLIP = PACKAGED_ASSETS / "clip-compact"
 TOKENIZER = PACKAGED_ASSETS / "florence2-compact" / "tokenizer.json"
 STATISTICS = "statistics.safetensors"
 STAGES = ("decoder", "understanding", "drawing")
+_PICTURES = ("statistics_images", "tags", "first_steps", "variety", "plain")
+_QUESTIONS = ("questions", "captions", "kinds")
+RELEVANT = {
+    "decoder": ("seed", *_PICTURES, *_QUESTIONS),
+    "understanding": ("seed", *_QUESTIONS),
+    "drawing": ("seed", *_PICTURES, *_QUESTIONS, "text_share"),
+}
+"""What of the whole recipe a stage's checkpoint depends on."""
 QUESTION_SHARE = 4
 """In stage 3 one image is asked about for so many that are drawn."""
 
@@ -54,7 +62,6 @@ class Workshop:
         backbone: In training.
         recipe: All stages.
         library: Sprites of the pre-training styles.
-        painter: Pictures to decode and to draw.
         work: Holds a folder for each stage.
         workers: Rendering processes.
     """
@@ -62,7 +69,6 @@ class Workshop:
     backbone: Blip3oBackbone
     recipe: Blip3oRecipe
     library: Library
-    painter: Painter
     work: Path
     workers: int
 
@@ -71,14 +77,15 @@ class Workshop:
         """Pixels."""
         return self.backbone.image_size[0]
 
-    def pictures(self, stage: str, batch_size: int) -> PictureStream:
-        """Pictures of one stage; stages see different ones."""
-        return PictureStream(
+    def pictures(self, stage: str, batch_size: int) -> PromptStream:
+        """GenEval-style prompts with true pictures of one stage; stages see different ones."""
+        r = self.recipe
+        return PromptStream(
             self.library,
-            self.painter,
-            seed=derive_seed(self.recipe.seed, "", 0, stage),
+            seed=derive_seed(r.seed, "", 0, stage),
             batch_size=batch_size,
             image_size=self.image_size,
+            mix=PromptMix(to_mapping(r.tags), r.first_steps, r.variety, r.plain),
         )
 
     def questions(self, stage: str, batch_size: int) -> QuestionStream:
@@ -92,6 +99,14 @@ class Workshop:
             texts=min(self.recipe.captions, batch_size),
             kinds=to_mapping(self.recipe.kinds),
         )
+
+    def images(self, stage: str, batch_size: int, first_step: int) -> Iterator[Tensor]:
+        """Pictures of prompts and scenes, half and half, (B, 3, H, W), uint8."""
+        half = batch_size // 2
+        pictures = self.batches(self.pictures(stage, half), first_step)
+        scenes = self.batches(self.questions(stage, batch_size - half), first_step)
+        for drawn, scene in zip(pictures, scenes, strict=False):
+            yield torch.cat([drawn.images, scene.images])
 
     def batches(self, stream: StepStream, first_step: int) -> Iterator[Any]:
         """Batches from a step on."""
@@ -126,8 +141,7 @@ def pretrain(
     work.mkdir(parents=True, exist_ok=True)
     library = load_library(styles=PRETRAINING_STYLES)
     backbone = begin(settings, recipe.seed, device)
-    painter = scene_painter(library, backbone.image_size[0])
-    shop = Workshop(backbone, recipe, library, painter, work, workers)
+    shop = Workshop(backbone, recipe, library, work, workers)
     _set_statistics(shop)
     states = {stage: _run_stage(shop, stage) for stage in stages}
     return backbone, states
@@ -149,11 +163,11 @@ def _set_statistics(shop: Workshop) -> None:
     """Mean and deviation of the tower's features, measured once."""
     path, model = shop.work / STATISTICS, shop.backbone.model
     if not path.exists():
-        batches = shop.batches(shop.pictures("statistics", 64), 0)
+        images = shop.images("statistics", 64, 0)
         count = -(-shop.recipe.statistics_images // 64)
         device = shop.backbone.device
         features = [
-            shop.backbone.encode_images(normalise_pixels(next(batches).images.to(device))).cpu()
+            shop.backbone.encode_images(normalise_pixels(next(images).to(device))).cpu()
             for _ in range(count)
         ]
         mean, std = standard_statistics(torch.cat(features))
@@ -173,8 +187,9 @@ def _run_stage(shop: Workshop, stage: str) -> RunState:
         decayed_groups(everything, recipe.weight_decay), lr=recipe.learning_rate, fused=True,
         betas=(0.9, 0.98),
     )  # fmt: skip
-    others = {k: v for k, v in to_mapping(shop.recipe).items() if k not in STAGES}
-    state = RunState(modules, optimizer, {**others, **to_mapping(recipe), "stage": stage})
+    whole = to_mapping(shop.recipe)
+    kept = {key: whole[key] for key in RELEVANT[stage]} | to_mapping(recipe)
+    state = RunState(modules, optimizer, kept)
     folder = shop.work / stage
     folder.mkdir(exist_ok=True)
     if (folder / "checkpoint.pt").exists():
@@ -211,9 +226,10 @@ def _losses(shop: Workshop, stage: str, recipe: StageRecipe, first_step: int) ->
     if stage == "understanding":
         scenes = shop.batches(shop.questions(stage, size), first_step)
         return lambda step: understanding_loss(backbone, next(scenes))
-    pictures = shop.batches(shop.pictures(stage, size), first_step)
     if stage == "decoder":
-        return lambda step: decoder_loss(backbone, next(pictures))
+        images = shop.images(stage, size, first_step)
+        return lambda step: decoder_loss(backbone, next(images))
+    pictures = shop.batches(shop.pictures(stage, size), first_step)
     share, asked = shop.recipe.text_share, max(1, size // QUESTION_SHARE)
     beside = shop.batches(shop.questions(stage, asked), first_step) if share else None
 

@@ -7,16 +7,21 @@ from torch import Tensor
 
 from vltune.backbones.blip3o import Blip3oBackbone
 from vltune_lab.pretrain.florence2 import normalise_pixels
-from vltune_lab.pretrain.picture_stream import PictureBatch
+from vltune_lab.pretrain.prompt_stream import PromptBatch
 from vltune_lab.pretrain.question_stream import QuestionBatch
 
 CAPTION_WEIGHT = 0.5
 """Of a stage's captions beside its questions."""
 
 
-def decoder_loss(backbone: Blip3oBackbone, batch: PictureBatch) -> dict[str, Tensor]:
-    """Absolute plus squared error of decoded pixels in [0, 1], and the decibels reached."""
-    images = batch.images.to(backbone.device)
+def decoder_loss(backbone: Blip3oBackbone, images: Tensor) -> dict[str, Tensor]:
+    """Absolute plus squared error of decoded pixels in [0, 1], and the decibels reached.
+
+    Args:
+        backbone: Its decoder is trained.
+        images: (B, 3, H, W), uint8.
+    """
+    images = images.to(backbone.device)
     targets = backbone.encode_targets(normalise_pixels(images))
     decoder = backbone.model.feature_decoder
     if decoder is None:
@@ -41,7 +46,7 @@ def understanding_loss(backbone: Blip3oBackbone, batch: QuestionBatch) -> dict[s
 
 def drawing_loss(
     backbone: Blip3oBackbone,
-    pictures: PictureBatch,
+    pictures: PromptBatch,
     questions: QuestionBatch | None,
     text_share: float,
     generator: torch.Generator,

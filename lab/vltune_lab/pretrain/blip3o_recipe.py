@@ -10,6 +10,7 @@ from vltune.backbones.blip3o_config import (
 )
 from vltune.config import ConfigError
 from vltune_lab.pretrain.florence2_recipe import KindWeights
+from vltune_lab.pretrain.janus_recipe import TagWeights
 from vltune_lab.scenes.questions import KINDS
 
 COMPACT = Blip3oSettings(
@@ -83,18 +84,26 @@ class Blip3oRecipe:
         text_share: Weight of understanding beside drawing in stage 3, so that the language model
             does not forget; 0 freezes the language model instead, as BLIP3-o's sequential training.
         kinds: Weights of the kinds of questions.
+        tags: Weights of the families of prompts.
+        first_steps: Steps with prompts of the first twelve classes only.
+        variety: Of the pictures' layout, as in `PromptPainter`.
+        plain: Share of pictures with a plain background.
         checkpoint_every: Steps between checkpoints.
     """
 
     seed: int = 2026
     statistics_images: int = 2048
-    decoder: StageRecipe = field(default_factory=lambda: StageRecipe(8000, 32, 1e-3))
-    understanding: StageRecipe = field(default_factory=lambda: StageRecipe(8000, 32, 1e-3))
-    drawing: StageRecipe = field(default_factory=lambda: StageRecipe(20000, 64, 1e-3))
+    decoder: StageRecipe = field(default_factory=lambda: StageRecipe(4000, 32, 1e-3))
+    understanding: StageRecipe = field(default_factory=lambda: StageRecipe(6000, 32, 1e-3))
+    drawing: StageRecipe = field(default_factory=lambda: StageRecipe(16000, 24, 1e-3))
     questions: int = 3
     captions: int = 6
     text_share: float = 0.5
     kinds: KindWeights = field(default_factory=KindWeights)
+    tags: TagWeights = field(default_factory=TagWeights)
+    first_steps: int = 4000
+    variety: float = 0.0
+    plain: float = 0.8
     checkpoint_every: int = 100
 
     def __post_init__(self) -> None:

@@ -4,7 +4,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -19,13 +18,6 @@ from vltune_lab.pretrain.blip3o import STAGES, begin, pretrain
 from vltune_lab.pretrain.blip3o_card import publish
 from vltune_lab.pretrain.blip3o_losses import decoder_loss
 from vltune_lab.pretrain.blip3o_recipe import COMPACT, Blip3oRecipe, StageRecipe
-from vltune_lab.pretrain.picture_stream import (
-    PictureBatch,
-    PictureStream,
-    mixed_painter,
-    scene_painter,
-)
-from vltune_lab.scenes.library import PRETRAINING_STYLES, Library, load_library
 
 torch.set_num_threads(1)
 
@@ -51,35 +43,6 @@ def recipe(steps: int = 2, **changes: Any) -> Blip3oRecipe:
     return Blip3oRecipe(**{**stages, **values, "checkpoint_every": 1, **changes})
 
 
-@pytest.fixture(scope="module")
-def library() -> Library:
-    return load_library(styles=PRETRAINING_STYLES, verify=False)
-
-
-def test_pictures_depend_on_seed_and_step_alone(library: Library) -> None:
-    painter = scene_painter(library, 64)
-    streams = [
-        PictureStream(library, painter, seed=seed, batch_size=3, image_size=64)
-        for seed in (5, 5, 6)
-    ]
-    first, again, other = (stream.batch(2) for stream in streams)
-    assert torch.equal(first.images, again.images)
-    assert first.prompts == again.prompts
-    assert not torch.equal(first.images, other.images)
-    assert (first.images.shape, first.images.dtype) == ((3, 3, 64, 64), torch.uint8)
-    prompts = [text for step in range(8) for text in streams[0].batch(step).prompts]
-    photos = sum(text.startswith("a photo of ") for text in prompts)
-    assert 4 < photos < 20
-
-
-def test_painters_are_mixed_by_weight() -> None:
-    image = np.zeros((2, 2, 3), np.uint8)
-    paint = mixed_painter([(3.0, lambda rng: (image, "a")), (1.0, lambda rng: (image, "b"))])
-    rng = np.random.default_rng(0)
-    texts = [paint(rng)[1] for _ in range(400)]
-    assert 260 < texts.count("a") < 340
-
-
 def test_the_tower_is_clip_compacts_and_stays() -> None:
     """The trunk's patches, before the projection that the joint space needs."""
     backbone = begin(SMALL, 0, "cpu")
@@ -98,8 +61,7 @@ def test_decoder_loss_by_hand() -> None:
     last = backbone.model.feature_decoder.layers[-2]
     torch.nn.init.zeros_(last.weight)
     torch.nn.init.zeros_(last.bias)
-    batch = PictureBatch(torch.zeros(2, 3, 64, 64, dtype=torch.uint8), ["", ""])
-    terms = decoder_loss(backbone, batch)
+    terms = decoder_loss(backbone, torch.zeros(2, 3, 64, 64, dtype=torch.uint8))
     assert terms["loss"].item() == pytest.approx(0.75)
     assert terms["decibels"].item() == pytest.approx(6.0206, abs=1e-3)
 
@@ -119,7 +81,6 @@ def test_stages_resume_and_train_only_their_parts(tmp_path: Path) -> None:
     }
     assert changed == {"feature_decoder", "feature_mean", "feature_std"}
     resumed, _ = pretrain(recipe(), work=again, workers=0, settings=SMALL)
-    assert resumed.fingerprint == begin(SMALL, 2026, "cpu").fingerprint, "of the start"
     for name, value in whole.model.state_dict().items():
         assert torch.equal(resumed.model.state_dict()[name], value), name
         if name.startswith("vision_tower."):
@@ -148,7 +109,7 @@ def test_a_cut_stage_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.Mon
     assert states["drawing"].step == 2
     for name, value in whole.model.state_dict().items():
         assert torch.equal(resumed.model.state_dict()[name], value), name
-    with pytest.raises(ConfigError, match="was begun with another recipe: prompt|text_share"):
+    with pytest.raises(ConfigError, match="was begun with another recipe: text_share"):
         pretrain(recipe(text_share=0.1), work=tmp_path / "cut", workers=0, settings=SMALL)
 
 
