@@ -48,6 +48,7 @@ tables: $(STAMP) ## Rewrite the README's tables from benchmarks/results
 jobs: $(STAMP) ## Export the jobs to build/jobs
 	$(BIN)/python jobs/fedmpt/job.py --export --export-dir build/jobs
 	$(BIN)/python jobs/fedvlm/job.py --export --export-dir build/jobs
+	$(BIN)/python jobs/fedumm/job.py --export --export-dir build/jobs
 
 clean: ## Remove the environment and everything generated
 	rm -rf $(VENV) build runs .pytest_cache .mypy_cache .ruff_cache
