@@ -88,6 +88,37 @@ def fedvlm(
     show(write_results(out, {"protocol": "fedvlm", **provenance(command), "rows": rows}))
 
 
+@bench_app.command("fedumm")
+def fedumm(  # noqa: PLR0913 - its options
+    quick: Quick = False,
+    seeds: Annotated[str, typer.Option(help="Comma-separated seeds.")] = "8,9,10",
+    backbone: Annotated[str, typer.Option(help="Name of the model.")] = "janus-compact",
+    weights: Annotated[str, typer.Option(help="Its folder.")] = "assets/janus-compact",
+    sites: Annotated[str, typer.Option(help="Comma-separated numbers of sites.")] = "2,4,8,16",
+    alphas: Annotated[str, typer.Option(help="Comma-separated; inf is IID.")] = "0.1,0.5,1.0,inf",
+    overrides: Annotated[list[str], typer.Option("--set", help="key=value of the job.")] = [],  # noqa: B006 - typer reads the default once
+    worlds: Annotated[Path, typer.Option(help="Folder of the worlds.")] = Path("build/unified"),
+    out: Annotated[Path, typer.Option(help="Result file.")] = RESULTS_FOLDER / "fedumm.json",
+) -> None:
+    """FedUMM over numbers of sites and heterogeneity, against centralised, local and untrained."""
+    from vltune_lab.bench.fedumm import Plan, run_fedumm
+
+    plan = Plan(
+        backbone,
+        weights,
+        tuple(int(text) for text in sites.split(",")),
+        tuple(float(text) for text in alphas.split(",")),
+        tuple(overrides),
+        quick,
+    )
+    with Progress(console=Console()) as bars:
+        rows = run_fedumm([int(text) for text in seeds.split(",")], worlds, bars, plan)
+    command = f"vltune bench fedumm --seeds {seeds} --backbone {backbone} --weights {weights}"
+    command += f" --sites {sites} --alphas {alphas}"
+    command += "".join(f" --set {text}" for text in overrides) + (" --quick" if quick else "")
+    show(write_results(out, {"protocol": "fedumm", **provenance(command), "rows": rows}))
+
+
 @bench_app.command("florence-shape")
 def florence_shape(
     quick: Quick = False,

@@ -39,10 +39,10 @@ def write_site(root: Path, name: str, train: dict[str, Any], start: int = 0) -> 
     return path
 
 
-def write_judge(folder: Path) -> Path:
+def write_judge(folder: Path, classnames: tuple[str, ...] = ("dog",)) -> Path:
     """A detector with random weights for images of 16 pixels."""
     folder.mkdir()
-    config = DetectorConfig(ARCHITECTURE, 16, (4, 5, 6, 7), ("dog",), ("red",))
+    config = DetectorConfig(ARCHITECTURE, 16, (4, 5, 6, 7), classnames, ("red",))
     torch.manual_seed(1)
     state = CenterDetector(config).state_dict()
     save_file(
