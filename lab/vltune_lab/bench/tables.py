@@ -32,7 +32,10 @@ _COLUMNS: dict[str, tuple[str, float, int]] = {
     "worst_site_mAP": ("worst site mAP", 100, 1),
     "accuracy": ("exact match", 100, 1),
     "worst_site": ("worst site", 100, 1),
-    "exactness_error": ("exactness error", 1, 3),
+    "exactness_error": ("exactness error", 1, 4),
+    "vqa": ("VQA soft accuracy", 100, 1),
+    "geneval": ("GenEval-style", 100, 1),
+    "kept_vqa": ("kept of the centralised gain, VQA", 100, 1),
     "spurious_activation": ("spurious activation, sd", 1, 2),
     "bytes_up": ("kB up per site and round", 1e-3, 1),
     "images_per_second": ("images a second", 1, 0),
@@ -94,7 +97,8 @@ def render(text: str, results_folder: Path, source: str) -> tuple[str, list[str]
 
 def table_of(content: Content) -> str:
     """Markdown table of a result file, with a line that says how to measure it again."""
-    make = _protocol if kind_of(content) != BENCHMARK else _BY_NAME.get(content[BENCHMARK], _speed)
+    kind = kind_of(content)
+    make = _BY_NAME.get(content[kind], _speed if kind == BENCHMARK else _protocol)
     rows = make(content["rows"])
     commit, _, changes = content["commit"].partition("+")
     at = commit[:10] + (f" with {changes}" if changes else "")
@@ -164,8 +168,23 @@ def _traffic(rows: Sequence[Row]) -> list[list[str]]:
     ]
 
 
-_BY_NAME = {"traffic": _traffic}
-"""Tables of benchmarks that are not about speed."""
+def _methods_by_setting(rows: Sequence[Row]) -> list[list[str]]:
+    """One line a method, one column of exact match a setting; the worst site of the first one."""
+    settings = list(dict.fromkeys(row["setting"] for row in rows))
+    groups = group_rows(rows, ["method", "setting"])
+    heading = ["exact match", *settings, f"{settings[0]}, worst site", "kB up per site and round"]
+    lines = [heading]
+    for method in dict.fromkeys(row["method"] for row in rows):
+        first = groups.get((method, settings[0]), [])
+        cells = [_mean_cell(groups.get((method, name), []), "accuracy") for name in settings]
+        lines.append(
+            [method, *cells, _mean_cell(first, "worst_site"), _mean_cell(first, "bytes_up")]
+        )
+    return lines
+
+
+_BY_NAME = {"traffic": _traffic, "fedvlm": _methods_by_setting}
+"""Tables of their own."""
 
 
 def _significant(value: float) -> str:
