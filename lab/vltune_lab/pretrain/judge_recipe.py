@@ -26,7 +26,7 @@ class JudgeRecipe:
     """
 
     seed: int = 2026
-    steps: int = 4200
+    steps: int = 3800
     batch_size: int = 32
     learning_rate: float = 2e-3
     weight_decay: float = 0.03
