@@ -204,9 +204,7 @@ def drawing_table(drawing: dict[str, Any]) -> str:
         )
     kinds = next(iter(drawing.values()))["share"]
     rows = [
-        f"| {tier} | {key} | "
-        + " | ".join(f"{figures[key][kind]:.3f}" for kind in kinds)
-        + " |"
+        f"| {tier} | {key} | " + " | ".join(f"{figures[key][kind]:.3f}" for kind in kinds) + " |"
         for tier, figures in drawing.items()
         for key in ("generated", "true_pictures", "share")
     ]

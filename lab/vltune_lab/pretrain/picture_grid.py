@@ -1,6 +1,7 @@
 """Several pictures as one."""
 
 import numpy as np
+import torch
 from torch import Tensor
 
 
