@@ -72,14 +72,19 @@ def write_half(state: Mapping[str, Tensor], path: Path) -> None:
         save_file(half, temporary, metadata={"format": "pt"})
 
 
-def run_facts(state: RunState, weights: Path, device: str) -> dict[str, Any]:
+def run_facts(
+    state: RunState, weights: Path, device: str, *, images_seen: int | None = None
+) -> dict[str, Any]:
     """What every card says: weights, data, recipe, schedule, hardware.
 
     Args:
-        state: Its recipe has `batch_size`.
+        state: Its recipe has `batch_size`, unless images_seen is given.
         weights: The published file; its folder gives the model's name.
         device: Where it was trained.
+        images_seen: Where it is not steps times batch.
     """
+    if images_seen is None:
+        images_seen = state.step * state.recipe["batch_size"]
     backgrounds = PACKAGED_ASSETS / "backgrounds" / "manifest.json"
     return {
         "name": weights.parent.name,
@@ -97,7 +102,7 @@ def run_facts(state: RunState, weights: Path, device: str) -> dict[str, Any]:
             "styles": list(PRETRAINING_STYLES),
             "sprites_manifest_sha256": sha256_file(PACKAGED_ASSETS / "sprites" / "manifest.json"),
             "backgrounds_manifest_sha256": sha256_file(backgrounds),
-            "images_seen": state.step * state.recipe["batch_size"],
+            "images_seen": images_seen,
         },
         "recipe": state.recipe,
         "steps": state.step,

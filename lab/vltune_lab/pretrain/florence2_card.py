@@ -1,7 +1,6 @@
 """Publish florence2-compact: fp16 safetensors and a card: how it was made and what it can do."""
 
 import tempfile
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,7 @@ from vltune.backbones.florence2 import load_florence2
 from vltune.files import write_bytes_atomic, write_json_atomic
 from vltune_lab.pretrain.card import run_facts, write_half
 from vltune_lab.pretrain.florence2 import Florence2Run
-from vltune_lab.pretrain.florence2_evaluation import question_figures
-from vltune_lab.scenes.library import (
-    FEDERATION_STYLES,
-    PRETRAINING_STYLES,
-    SHIFTED_STYLES,
-    load_library,
-)
+from vltune_lab.pretrain.question_card import measure_questions, question_table
 
 WEIGHTS = "model.safetensors"
 
@@ -53,36 +46,20 @@ def publish(
         **run_facts(state, folder / WEIGHTS, device),
         "command": "vltune pretrain florence2",
         "history": history,
-        "questions": measure(folder, state.recipe["seed"], num_images),
+        "questions": measure_questions(
+            load_florence2(BackboneConfig(folder.name, str(folder))),
+            state.recipe["seed"],
+            num_images,
+        ),
     }
     write_json_atomic(folder / "card.json", card)
     write_bytes_atomic(folder / "README.md", card_text(card).encode())
     return card
 
 
-def measure(folder: Path, seed: int, num_images: int) -> dict[str, Any]:
-    """Exact match of the published weights, by group of styles."""
-    backbone = load_florence2(BackboneConfig(folder.name, str(folder)))
-    library = load_library()
-    groups = {
-        "pretraining": PRETRAINING_STYLES,
-        "federation": FEDERATION_STYLES,
-        "shifted": SHIFTED_STYLES,
-    }
-    return {
-        name: asdict(
-            question_figures(
-                backbone, library, styles, num_images=num_images, seed=seed + 1,
-                drawings="all" if name == "pretraining" else "held_out",
-            )
-        )
-        for name, styles in groups.items()
-    }  # fmt: skip
-
-
 def card_text(card: dict[str, Any]) -> str:
     """The card as Markdown."""
-    rows = "\n".join(_rows(name, figures) for name, figures in card["questions"].items())
+    table = question_table(card["questions"])
     recipe = card["recipe"]
     return f"""# {card["name"]}
 
@@ -93,14 +70,7 @@ demonstration, tests and benchmarks, and knows nothing of photographs. Licence: 
 
 Exact match on unseen scenes by kind of question, greedy decoding:
 
-| styles | reading | {" | ".join(card["questions"]["pretraining"]["exact_match"])} |
-|---|---|{"---|" * len(card["questions"]["pretraining"]["exact_match"])}
-{rows}
-
-"Other image" gives each question another scene's image; "blind" answers from the question's words
-alone, learnt from three times as many scenes; "majority" is the kind's most frequent answer. The
-federation and shifted styles were never seen in pre-training; their figures use held-out drawings.
-All scenes measured show held-out backgrounds where their scene type has any.
+{table}
 
 - Data: {card["data"]["images_seen"]:,} rendered images of the styles
   {", ".join(card["data"]["styles"])}, with {recipe["questions"]} questions each, captions, and
@@ -114,20 +84,3 @@ All scenes measured show held-out backgrounds where their scene type has any.
 - Made by: `{card["command"]}` (resumable; the recipe is in `card.json`).
 - History: {card["history"]}.
 """
-
-
-def _rows(name: str, figures: dict[str, Any]) -> str:
-    """One line per reading of one group of styles."""
-    readings = {
-        "**model**": "exact_match",
-        "other image": "other_image",
-        "blind": "blind",
-        "majority": "majority",
-    }
-    kinds = figures["exact_match"]
-    return "\n".join(
-        f"| {name} | {label} | "
-        + " | ".join(f"{figures[key].get(kind, 0.0):.3f}" for kind in kinds)
-        + " |"
-        for label, key in readings.items()
-    )

@@ -1,9 +1,9 @@
 """Stage two of janus-compact: its vision tower, begun from clip-compact's.
 
 Janus' tower is a plain vision transformer: the blocks of clip-compact fit into it, its stem of
-convolutions does not. Two new blocks behind a linear patch embedding learn to give what the stem gives
-(mean squared error against the stem's tokens and against the trunk's output), and linear heads on
-the aligner's output say where things are (`grounding`).
+convolutions does not. Two new blocks behind a linear patch embedding learn to give what the stem
+gives (mean squared error against the stem's tokens and against the trunk's output), and linear
+heads on the aligner's output say where things are (`grounding`).
 """
 
 import time

@@ -14,31 +14,36 @@ reconstruction; here the pieces of the class are trained in a loop of their own:
 
 import time
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
 from vltune.backbones.janus_pixels import set_norm_groups
 from vltune.config import to_mapping
+from vltune.geneval_prompts import TAGS
 from vltune_lab.pretrain.janus_recipe import TokenizerRecipe
 from vltune_lab.pretrain.loop import run_to_end
+from vltune_lab.pretrain.prompt_stream import drawable_prompt
 from vltune_lab.pretrain.recipe import learning_rate_at
 from vltune_lab.pretrain.run_state import RunState
 from vltune_lab.pretrain.stream import StepStream, make_loader, pretraining_split
+from vltune_lab.scenes.geneval_scenes import PromptPainter
 from vltune_lab.scenes.library import PRETRAINING_STYLES, load_library
-from vltune_lab.scenes.plan import ScenePlan, plan_scene, scene_rng
+from vltune_lab.scenes.plan import plan_scene, scene_rng
 from vltune_lab.scenes.render import render_scene
 
 IMAGE_SIZE = 64
 DEAD = 0.1
 """An entry chosen less often than this by the moving average of a batch starts anew."""
-CLOSE = 0.5
-"""Share of images with one or two objects, drawn large: what prompts will ask for."""
+ASKED = 0.5
+"""Share of images that are true pictures of prompts; the others are scenes of pre-training."""
 
 
 class Codebook(nn.Module):
@@ -94,31 +99,25 @@ class Codebook(nn.Module):
 
 
 class PixelStream(StepStream):
-    """Batches of images, uint8, (B, 3, H, W): scenes of pre-training, half of them close."""
+    """Batches of images, uint8, (B, 3, H, W): scenes of pre-training and pictures of prompts."""
 
     def batch(self, step: int) -> Tensor:
         """Render batch number `step`."""
-        images = []
-        for index in range(self.batch_size):
-            rng = scene_rng(self.seed, "pixels", step * self.batch_size + index)
-            plan = plan_scene(self.library, pretraining_split(), rng, 0.0, mix_styles=True)
-            if rng.random() < CLOSE:
-                plan = bring_close(plan, rng)
-            scene = render_scene(self.library, plan, self.image_size, rng, is_held_out=False)
-            images.append(scene.image)
-        return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+        return torch.from_numpy(
+            np.stack([self._picture(step, index) for index in range(self.batch_size)])
+        ).permute(0, 3, 1, 2)
 
+    def _picture(self, step: int, index: int) -> NDArray[np.uint8]:
+        rng = scene_rng(self.seed, "pixels", step * self.batch_size + index)
+        if rng.random() < ASKED:
+            prompt = drawable_prompt(self._painter, dict.fromkeys(TAGS, 1.0), rng)
+            return self._painter.draw(prompt, rng, styles=PRETRAINING_STYLES).image
+        plan = plan_scene(self.library, pretraining_split(), rng, 0.0, mix_styles=True)
+        return render_scene(self.library, plan, self.image_size, rng, is_held_out=False).image
 
-def bring_close(plan: ScenePlan, rng: np.random.Generator) -> ScenePlan:
-    """Keep one or two objects and draw them large."""
-    from dataclasses import replace
-
-    count = 1 + int(rng.random() < 0.4)
-    low, high = (0.6, 0.95) if count == 1 else (0.4, 0.6)
-    objects = tuple(
-        replace(item, size=float(rng.uniform(low, high))) for item in plan.objects[:count]
-    )
-    return replace(plan, objects=objects)
+    @cached_property
+    def _painter(self) -> PromptPainter:
+        return PromptPainter(self.library, size=self.image_size)
 
 
 def latents_of(vq: JanusVQVAE, pixels: Tensor) -> Tensor:

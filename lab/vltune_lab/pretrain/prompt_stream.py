@@ -1,11 +1,13 @@
 """Batches for drawing: true pictures of GenEval-style prompts, in tiers of vocabulary."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from vltune.geneval_prompts import GenevalPrompt
 from vltune_lab.pretrain.stream import StepStream
 from vltune_lab.scenes.geneval_prompts import FIRST_CLASSES, draw_prompt
 from vltune_lab.scenes.geneval_scenes import PromptPainter
@@ -67,21 +69,40 @@ class PromptStream(StepStream):
     def batch(self, step: int) -> PromptBatch:
         """Draw batch number `step`."""
         images, prompts = [], []
-        tags = list(self.mix.tags)
-        share = np.array(list(self.mix.tags.values()))
         for index in range(self.batch_size):
             rng = scene_rng(self.seed, "prompts", step * self.batch_size + index)
             is_first = step < self.mix.first_steps or rng.random() < 0.5
             classes = FIRST_CLASSES if is_first else self.library.classnames
-            prompt = None
-            for _ in range(TRIES):
-                tag = tags[int(rng.choice(len(tags), p=share / share.sum()))]
-                prompt = draw_prompt(tag, classes, rng)
-                # Not every style draws every class.
-                if self.painter.styles_for(prompt, PRETRAINING_STYLES):
-                    break
+            prompt = drawable_prompt(self.painter, self.mix.tags, rng, classes)
             scene = self.painter.draw(prompt, rng, styles=PRETRAINING_STYLES)
             images.append(scene.image)
             prompts.append(prompt.prompt)
         pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
         return PromptBatch(pixels, prompts)
+
+
+def drawable_prompt(
+    painter: PromptPainter,
+    tags: Mapping[str, float],
+    rng: np.random.Generator,
+    classnames: tuple[str, ...] = (),
+) -> GenevalPrompt:
+    """Draw a prompt that one of the pre-training styles can show.
+
+    Args:
+        painter: Knows the styles' classes.
+        tags: Weight of each family.
+        rng: Of the prompt.
+        classnames: Vocabulary; empty: every class.
+
+    Raises:
+        ValueError: No style shows any of the prompts that were drawn.
+    """
+    names = list(tags)
+    share = np.array([tags[name] for name in names])
+    for _ in range(TRIES):
+        tag = names[int(rng.choice(len(names), p=share / share.sum()))]
+        prompt = draw_prompt(tag, classnames or painter.library.classnames, rng)
+        if painter.styles_for(prompt, PRETRAINING_STYLES):
+            return prompt
+    raise ValueError(f"no style shows {prompt.prompt!r}, nor any of {TRIES - 1} prompts before it")

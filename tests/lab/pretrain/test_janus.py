@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from vltune.backbones.janus import JanusBackbone
+from vltune.backbones.checkpoint import BackboneConfig
+from vltune.backbones.janus import JanusBackbone, load_janus
 from vltune.config import ConfigError
 from vltune_lab.pretrain.janus import (
     begin_reading,
@@ -17,6 +18,7 @@ from vltune_lab.pretrain.janus import (
     start,
     take_words,
 )
+from vltune_lab.pretrain.janus_card import publish
 from vltune_lab.pretrain.janus_folder import write_folder
 from vltune_lab.pretrain.janus_packing import packed_losses
 from vltune_lab.pretrain.janus_recipe import JanusRecipe, TokenizerRecipe, VisionRecipe
@@ -207,6 +209,35 @@ def test_both_losses_train_the_language_model_alone(library: Library, tmp_path: 
     places = questions.places
     terms = ground(modules["head"], torch.randn(2, 64, 192, generator=seeded(0)), places)
     assert set(terms) == {"patches", "covers", "centres", "colours", "scenes"}
+
+
+@pytest.mark.slow
+def test_what_is_published_is_what_is_loaded(library: Library, tmp_path: Path) -> None:
+    """Untrained: the card is written, says so in figures, and the weights are those of its hash."""
+    folder = tmp_path / "janus-compact"
+    write_folder(folder, ASSETS / "florence2-compact")
+    work = tmp_path / "work"
+    backbone = build_backbone(folder, seed=6)
+    model: Any = backbone.model
+    vq = start_tokenizer(TokenizerRecipe(), model.config.vq_config, work / "absent.pt")
+    work.mkdir()
+    save(vq, work / "tokenizer")
+    state = start(JanusRecipe(), backbone, work, "cpu")
+    card = publish(state, folder, work, "cpu", num_images=4, per_tag=1)
+    assert card == json.loads((folder / "card.json").read_text())
+    assert card["stages"]["tokenizer"]["steps"] == 0
+    assert card["stages"]["vision"] == {}
+    assert card["pixels"]["scenes"]["psnr_db"] < 15
+    assert card["questions"]["pretraining"]["exact_match"]["overall"] < 0.6
+    loaded = load_janus(
+        BackboneConfig("janus-compact", str(folder), sha256=card["weights"]["sha256"])
+    )
+    torch.testing.assert_close(
+        loaded._janus.model.generation_head.proj_out.weight,
+        model.model.generation_head.proj_out.weight.half().float(),
+    )
+    assert (folder / "drawn.png").stat().st_size > 1000
+    assert "janus-compact" in (folder / "README.md").read_text()
 
 
 def save(state: RunState, folder: Path) -> None:
