@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from vltune.config import apply_overrides, from_mapping, load_config, read_mapping
+from vltune.config import apply_overrides, from_mapping, load_config, read_mapping, to_mapping
 from vltune_lab.bench.commands import register as register_bench
 from vltune_lab.discovery.commands import register as register_conditions
 from vltune_lab.report.commands import register as register_report
@@ -227,7 +227,8 @@ def pretrain_blip3o(
 
     if until not in STAGES:
         raise typer.BadParameter(f"expected one of {', '.join(STAGES)}, got {until!r}")
-    mapping = apply_overrides(read_mapping(recipe) if recipe else {}, overrides)
+    begun = read_mapping(recipe) if recipe else to_mapping(Blip3oRecipe())
+    mapping = apply_overrides(begun, overrides)
     config = from_mapping(Blip3oRecipe, mapping, str(recipe or "--set"))
     stages = STAGES[: STAGES.index(until) + 1]
     backbone, states = pretrain(config, work=work, device=device, workers=workers, stages=stages)

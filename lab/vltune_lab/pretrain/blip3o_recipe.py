@@ -6,6 +6,7 @@ from vltune.backbones.blip3o_config import (
     Blip3oSettings,
     DecoderSettings,
     FlowSettings,
+    GenerationSettings,
     TowerSettings,
 )
 from vltune.config import ConfigError
@@ -42,6 +43,7 @@ COMPACT = Blip3oSettings(
     max_prompt_tokens=64,
     max_answer_tokens=64,
     merge=2,
+    generation=GenerationSettings(guidance=3.0, steps=12),
 )
 """The frozen tower is clip-compact's trunk, the tokenizer florence2-compact's."""
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+import typer
+from typer.testing import CliRunner
 
 sys.path.append(str(Path(__file__).parents[2] / "vltune"))
 
@@ -13,6 +15,7 @@ from vltune.backbones.blip3o import load_blip3o
 from vltune.backbones.blip3o_config import DecoderSettings, FlowSettings
 from vltune.backbones.checkpoint import BackboneConfig
 from vltune.config import ConfigError, from_mapping, to_mapping
+from vltune_lab.commands import register
 from vltune_lab.pretrain import blip3o
 from vltune_lab.pretrain.blip3o import STAGES, begin, pretrain
 from vltune_lab.pretrain.blip3o_card import publish
@@ -152,3 +155,20 @@ def test_recipes_that_cannot_be() -> None:
     assert from_mapping(Blip3oRecipe, to_mapping(Blip3oRecipe()), "test") == Blip3oRecipe()
     with pytest.raises(ValueError, match="stages are"):
         pretrain(recipe(), work=Path("unused"), stages=("drawing",))
+
+
+@pytest.mark.slow
+def test_the_command_trains_the_first_stages_only(tmp_path: Path) -> None:
+    """One value of a stage may be changed alone; nothing is published before the last stage."""
+    options = ["decoder.steps=2", "decoder.batch_size=4", "statistics_images=2"]
+    options = [part for option in options for part in ("--set", option)]
+    work, out = tmp_path / "work", tmp_path / "out"
+    command = ["pretrain", "blip3o", "--work", str(work), "--out", str(out), "--workers", "0"]
+    app = typer.Typer()
+    register(app)
+    ended = CliRunner().invoke(app, [*command, *options, "--until", "decoder"])
+    assert ended.exit_code == 0, ended.output
+    state = torch.load(work / "decoder" / "checkpoint.pt", weights_only=True)
+    assert (state["step"], state["recipe"]["learning_rate"]) == (2, 1e-3)
+    assert not out.exists()
+    assert CliRunner().invoke(app, [*command, "--until", "never"]).exit_code == 2
