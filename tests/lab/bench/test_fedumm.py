@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from rich.progress import Progress
 
-PARTS = Path(__file__).parents[2] / "vltune"
-sys.path += [str(PARTS), str(PARTS / "algorithms"), str(PARTS / "data")]
+sys.path += [
+    str(Path(__file__).parents[2] / part) for part in ("vltune", "vltune/algorithms", "vltune/data")
+]
 
 from tiny_blip3o import write_tiny_blip3o
 from unified_sites import write_judge
