@@ -28,6 +28,7 @@ GROUPS = {
     "federation": FEDERATION_STYLES,
     "shifted": SHIFTED_STYLES,
 }
+READINGS = {"true pictures": "right", "near misses": "near_miss", "shuffled": "shuffled"}
 
 
 def publish(
@@ -96,7 +97,7 @@ def card_text(card: dict[str, Any]) -> str:
     rows = []
     for group, tiers in card["figures"].items():
         for tier, figures in tiers.items():
-            for label, key in (("true pictures", "right"), ("near misses", "near_miss")):
+            for label, key in READINGS.items():
                 values = " | ".join(f"{value:.2f}" for value in figures[key].values())
                 rows.append(f"| {group} | {tier} | {label} | {values} |")
     quality = "\n".join(
@@ -115,7 +116,8 @@ finds objects by their middles (64 px; class, box and colour). It shares nothing
 that it judges. It is for drawn scenes and knows nothing of photographs. Licence: {card["licence"]}.
 
 Share of pictures that it calls right, by family of GenEval prompts. Near misses are wrong in one
-thing: another class, number or colour, the opposite side, colours swapped.
+thing: another class, number or colour, the opposite side, colours swapped. Shuffled: tiles of 16
+pixels of the true pictures in another order.
 
 | styles | vocabulary | pictures | {families} |
 |---|---|---|{"---|" * 7}
