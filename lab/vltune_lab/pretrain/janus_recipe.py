@@ -25,7 +25,7 @@ class TokenizerRecipe:
     """
 
     seed: int = 2026
-    steps: int = 3000
+    steps: int = 6000
     batch_size: int = 16
     learning_rate: float = 2e-3
     warmup_steps: int = 30
@@ -125,7 +125,7 @@ class JanusRecipe:
     questions: int = 5
     first_steps: int = 3000
     variety: float = 0.0
-    plain: float = 0.8
+    plain: float = 0.9
     learning_rate: float = 2e-3
     weight_decay: float = 0.02
     warmup_steps: int = 100

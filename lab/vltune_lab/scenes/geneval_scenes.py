@@ -39,6 +39,8 @@ ACROSS = 0.1
 """Two objects may be this far off the middle of the other axis."""
 LIGHT_APART = 45.0
 """A plain background differs from every object's brightness by this much, in [0, 255]."""
+STEP = 20.0
+"""At variety 0 a plain background has one of a few greys, this far apart."""
 LUMA = np.array([0.3, 0.59, 0.11], dtype=np.float32)
 
 
@@ -50,7 +52,8 @@ class PromptPainter:
         size: Side of the images in pixels.
         plain: Share of images on a plain background; the others show one of the world's.
         variety: How far sizes, places, angles and light may be from the usual: 1, or less for a
-            generator that still learns its first prompts; at 0 a drawing has one size and place.
+            generator that still learns its first prompts; at 0 a drawing has one size and place,
+            and a plain background one of eleven greys.
     """
 
     def __init__(
@@ -165,10 +168,14 @@ class PromptPainter:
             return draw_background(self.library, scene, self.size, rng, is_held_out=is_held_out)
         lights = [float(item.sprite.mean_colour @ LUMA) for item in planned]
         tried = rng.uniform(40, 240, 24)
+        if self.variety < 1:
+            step = STEP * (1 - self.variety)
+            tried = step * np.round(tried / step)
         far = [grey for grey in tried if all(abs(grey - own) >= LIGHT_APART for own in lights)]
         grey = far[0] if far else tried[0]
-        colour = np.clip(grey + rng.uniform(-14, 14, 3), 0, 255).astype(np.float32)
-        slope = np.linspace(1, rng.uniform(0.88, 1.0), self.size, dtype=np.float32)
+        colour = np.clip(grey + self.variety * rng.uniform(-14, 14, 3), 0, 255).astype(np.float32)
+        low = 1 - self.variety * (1 - rng.uniform(0.88, 1.0))
+        slope = np.linspace(1, low, self.size, dtype=np.float32)
         canvas = np.broadcast_to(colour[:, None, None], (3, self.size, self.size))
         return canvas * slope[None, :, None], ""
 

@@ -87,3 +87,19 @@ def test_too_much_or_unknown_is_refused(library: Library) -> None:
             GenevalPrompt("counting", "five dogs", (Included("dog", 5),)),
             rng(), styles=PRETRAINING_STYLES,
         )  # fmt: skip
+
+
+def test_without_variety_a_drawing_has_one_place(library: Library) -> None:
+    """Of 40 pictures of one prompt: boxes are those of the few drawings, corners eleven greys."""
+    (prompt,) = make_prompts(FIRST_CLASSES, per_tag=1, seed=0, tags=("single_object",))
+    counts = {}
+    for variety in (0.0, 1.0):
+        painter = PromptPainter(library, size=SIDE, plain=1.0, variety=variety)
+        scenes = [painter.draw(prompt, rng(i), styles=PRETRAINING_STYLES) for i in range(40)]
+        counts[variety] = len({scene.objects[0].box for scene in scenes})
+        if variety == 0.0:
+            corners = {tuple(scene.image[0, 0].tolist()) for scene in scenes}
+            assert corners <= {(grey, grey, grey) for grey in range(40, 241, 20)}
+    drawings = sum(len(library.sprites[style, prompt.include[0].classname])
+                   for style in PRETRAINING_STYLES)  # fmt: skip
+    assert counts[0.0] <= 2 * drawings < counts[1.0]
