@@ -19,7 +19,6 @@ COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown",
 RELATIONS = ("left of", "right of", "above", "below")
 MOST_OBJECTS = 16
 """Detections of a class that count at all (Ghosh et al. 2023, released evaluation)."""
-_SHOWN = 40
 
 
 class PromptError(ValueError):
@@ -218,10 +217,10 @@ def _check_keys(content: Any, required: set[str], optional: set[str], where: str
         raise PromptError(f"{where}: key {missing[0]!r} is missing. Add it.")
     if unknown:
         known = ", ".join(sorted(required | optional))
-        raise PromptError(f"{where}: unknown key {unknown[0]!r}; known: {known}. Remove it.")
+        raise PromptError(f"{where}: {len(unknown)} unknown keys; known: {known}. Remove them.")
 
 
 def _shown(value: Any) -> str:
-    """The start of a wrong value."""
-    text = repr(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+    """A number as it is; of anything else its type, for messages may reach the server."""
+    is_number = value is None or isinstance(value, int | float)
+    return repr(value) if is_number else f"of type {type(value).__name__}"

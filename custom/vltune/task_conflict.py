@@ -15,6 +15,8 @@ from torch import Tensor, nn
 _LAYER = re.compile(r"(?P<layer>.*?\.(?:layers|blocks|layer|h)\.\d+)\.")
 OTHER = "other"
 """Label of what is in no numbered layer."""
+OVERALL = ""
+"""Label of all parameters together."""
 
 
 def layer_of(name: str) -> str:
@@ -38,6 +40,11 @@ class ConflictMeter:
         self._before: dict[str, Tensor] = {}
         self._sums: dict[str, dict[str, Tensor]] = {}
 
+    @property
+    def layers(self) -> list[str]:
+        """Labels of all layers, in the model's order."""
+        return list(dict.fromkeys(map(layer_of, self._parameters)))
+
     def took(self, task: str) -> None:
         """Count what the gradients have changed by since the step's last call for this task."""
         sums = self._sums.setdefault(task, {})
@@ -59,14 +66,14 @@ class ConflictMeter:
         self._before, self._sums = {}, {}
 
     def cosines(self, one: str, other: str) -> dict[str, float]:
-        """Cosine of two tasks' updates by layer, in the model's order, and "" over all of it.
+        """Cosine of two tasks' updates by layer, in the model's order, and `OVERALL`.
 
         Empty where a task was never trained; a layer that a task did not move is left out.
         """
         first, second = self._sums.get(one), self._sums.get(other)
         if not first or not second:
             return {}
-        groups: dict[str, list[str]] = {"": [n for n in self._parameters if n in first]}
+        groups: dict[str, list[str]] = {OVERALL: list(self._parameters)}
         for name in self._parameters:
             groups.setdefault(layer_of(name), []).append(name)
         found = {}

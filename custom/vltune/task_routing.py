@@ -9,7 +9,7 @@ Nothing changes on the wire. A site without a task sends that task's directions 
 them. Modes that mix directions (svd, fedex, stack) cannot keep tasks apart.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -67,6 +67,8 @@ class TaskRouting:
     def __init__(self, model: PeftModel, rows: Mapping[str, slice]) -> None:
         self.rows = dict(rows)
         self._mask: Tensor | None = None
+        self._held: list[tuple[Tensor, Tensor]] = []
+        self._model = model
         self._masks: dict[str, Tensor] = {}
         rank = max(part.stop for part in rows.values())
         for task, part in rows.items():
@@ -85,6 +87,29 @@ class TaskRouting:
             yield
         finally:
             self._mask = before
+
+    def hold(self, tasks: Sequence[str]) -> None:
+        """Remember the directions of tasks without data, until `release`.
+
+        Their gradient is zero, but an optimiser's weight decay would move them.
+        """
+        self._held = [
+            (view, view.detach().clone())
+            for name, value in self._model.named_parameters()
+            if "lora_" in name
+            for view in (self._directions(name, value, task) for task in tasks)
+        ]
+
+    @torch.no_grad()
+    def release(self) -> None:
+        """Write what was held back."""
+        for view, before in self._held:
+            view.copy_(before)
+        self._held = []
+
+    def _directions(self, name: str, value: Tensor, task: str) -> Tensor:
+        rows = self.rows[task]
+        return value.data[rows] if ".lora_A." in name else value.data[:, rows]
 
     def _masked(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         return output if self._mask is None else output * self._mask.to(output)

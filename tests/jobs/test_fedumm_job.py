@@ -48,6 +48,11 @@ def test_wrong_values_end_before_anything_is_sent(override: str, reason: str) ->
         resolve_job(FEDUMM, [override])
 
 
+def test_pictures_cannot_be_what_counts_without_a_judge() -> None:
+    with pytest.raises(ConfigError, match="metric is geneval, but there is no judge"):
+        resolve_job(FEDUMM, ["federation.metric=geneval", "judge=null"])
+
+
 def test_rounds_are_chosen_evenly_and_with_the_last(tmp_path: Path) -> None:
     for number in (1, 2, 3, 4, 5, 6, 10):
         (tmp_path / f"global_adapter_round{number}.safetensors").touch()

@@ -52,7 +52,7 @@ def test_the_export_carries_every_value_and_the_mode_for_the_server(tmp_path: Pa
         ("federation.metric=loss", "metric is 'loss'"),
         ("warm_up_epochs=-1", "warm_up_epochs >= 0"),
         ("agregation={mode: svd}", "agregation"),
-        ("federation.metric=mAP", "no site of this job reports"),
+        ("federation.metric=mAP", "no site of this job sends"),
         ("num_rounds=3", "num_rounds"),
     ],
 )

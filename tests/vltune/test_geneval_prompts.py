@@ -42,26 +42,33 @@ def test_reads_the_published_form_and_writes_it_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"tag": "colour"}, "tag 'colour'; expected one of single_object"),
-        ({"prompt": " "}, "prompt ' ' is no text"),
+        ({"tag": "colour"}, "tag of type str; expected one of single_object"),
+        ({"prompt": " "}, "prompt of type str is no text"),
         ({"include": []}, "'include' is empty"),
         ({"include": "dog"}, "'include' is str; expected a list"),
         ({"include": [{"class": "dog"}]}, r"include\[0\]: key 'count' is missing"),
         ({"include": [{"class": "dog", "count": 0}]}, "count 0; expected 1 to 16"),
         ({"include": [{"class": "dog", "count": True}]}, "count True"),
         ({"include": [{"class": 3, "count": 1}]}, "class 3 is no name"),
-        ({"include": [{"class": "dog", "count": 1, "color": "teal"}]}, "color 'teal'"),
-        ({"include": [{"class": "dog", "count": 1, "colour": "red"}]}, "unknown key 'colour'"),
+        (
+            {"include": [{"class": "dog", "count": 1, "color": "teal"}]},
+            "color of type str; expected",
+        ),
+        ({"include": [{"class": "dog", "count": 1, "colour": "red"}]}, "1 unknown keys"),
         ({"include": [{"class": "d", "count": 1, "position": ["left of", 0]}]}, "earlier one"),
         ({"include": [{"class": "d", "count": 1, "position": ["near", 0]}]}, "position"),
-        ({"exclude": [{"class": "dog", "count": 1, "color": "red"}]}, r"exclude\[0\]: unknown key"),
-        ({"answer": "x"}, "unknown key 'answer'"),
+        (
+            {"exclude": [{"class": "dog", "count": 1, "color": "red"}]},
+            r"exclude\[0\]: 1 unknown keys",
+        ),
+        ({"answer": "x"}, "1 unknown keys"),
     ],
 )
 def test_a_wrong_line_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     with pytest.raises(PromptError, match=message) as caught:
         read_prompts(written(tmp_path, POSITION, COUNTING | change))
     assert "prompts.jsonl: line 2" in str(caught.value)
+    assert "colour'" not in str(caught.value)  # no value: messages may reach the server
 
 
 def test_a_wrong_file_is_refused(tmp_path: Path) -> None:

@@ -97,6 +97,9 @@ class AnswerTask:
     def start_round(self, seed: int) -> None:
         """Nothing in these losses is random but torch's own dropout, which the loop seeds."""
 
+    def end_round(self) -> None:
+        """Nothing to put back."""
+
     def round_metrics(self) -> dict[str, float]:
         """None beside the loop's own."""
         return {}

@@ -137,6 +137,30 @@ def fitting(
     return replace(samples, records=kept)
 
 
+def fitting_prompts(
+    samples: ImageTextSamples, backbone: VisionLanguageBackbone, *, max_share: float
+) -> ImageTextSamples:
+    """Leave out captions with more tokens than the model's prompts may have, and count them.
+
+    Raises:
+        RecordError: More than `max_share` are too long, or all.
+    """
+    lengths = backbone.count_tokens([record.prompt for record in samples.records])
+    most = backbone.max_prompt_tokens
+    pairs = zip(samples.records, lengths, strict=True)
+    kept = tuple(record for record, length in pairs if length <= most)
+    num_long = len(lengths) - len(kept)
+    if num_long > max_share * len(lengths) or not kept:
+        raise RecordError(
+            f"{num_long} of {len(lengths)} captions are too long: the model takes {most} tokens of "
+            f"prompt, the longest has {max(lengths)}. Shorten them, or raise max_skipped_share in "
+            "vltune_site.yaml."
+        )
+    if num_long:
+        log.warning("%d of %d captions are too long and left out", num_long, len(lengths))
+    return replace(samples, records=kept)
+
+
 class TokenCache:
     """Image tokens of one vision tower, each content encoded once.
 

@@ -87,6 +87,10 @@ class FedUMMConfig:
     guidance: float | None = None
     samples: SamplesConfig = SamplesConfig()
 
+    def __post_init__(self) -> None:
+        if self.guidance is not None and not self.guidance > 1:
+            raise ConfigError(f"guidance must be > 1, or null, got {self.guidance}")
+
 
 def read_job(job: Mapping[str, Any]) -> tuple[FedUMMConfig, LoraJob, UnifiedChoice]:
     """Read a job and check what its parts ask of each other.
@@ -139,7 +143,8 @@ def build_participant(
 
     def build_task(backbone: VisionLanguageBackbone, should_stop: ShouldStop) -> UnifiedTask:
         judge = None
-        if config.judge is not None:
+        parts = [data.validation] if data.test is None else [data.validation, data.test]
+        if config.judge is not None and any(part.prompts is not None for part in parts):
             own = data.weights.get("judge")
             chosen = config.judge if own is None else replace(config.judge, weights=str(own))
             judge = load_judge(chosen, data.device)

@@ -69,6 +69,9 @@ class SiteTask(Protocol):
     def start_round(self, seed: int) -> None:
         """Everything random in this round's losses follows from `seed`."""
 
+    def end_round(self) -> None:
+        """The round's training is over; its factors are read next."""
+
     def round_metrics(self) -> dict[str, float]:
         """Documented figures of the round that was trained, beside the loop's own."""
 
@@ -150,10 +153,10 @@ class LoraParticipant:
         metrics = {}
         told = self.state_dir / ZERO_SHOT_TOLD
         if not told.exists():
-            told.touch()
             with self.lora.untouched():
                 self.lora.model.eval()
                 untouched = self.task.measure_validation()
+            told.touch()
             metrics = {
                 f"zero_shot_{n}": untouched[n] for n in self.task.headlines if n in untouched
             }
@@ -190,6 +193,7 @@ class LoraParticipant:
             should_stop=should_stop,
             backward=self.task.backward,
         )
+        self.task.end_round()
         self.lora.check_finite(round_number)
         self.lora.has_trained = True
         return LocalUpdate(

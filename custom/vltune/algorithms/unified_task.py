@@ -6,6 +6,7 @@ tasks is its mix of records. Over a batch of B records,
     L = (w_u sum_i L_u(i) + w_g sum_j L_g(j)) / B.
 """
 
+import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -16,7 +17,13 @@ from peft import PeftModel
 from torch import Tensor
 
 from vltune.algorithms.encoded_drawings import DrawingBatch, EncodedDrawings, TargetCache
-from vltune.algorithms.encoded_records import AnswerBatch, EncodedRecords, TokenCache, fitting
+from vltune.algorithms.encoded_records import (
+    AnswerBatch,
+    EncodedRecords,
+    TokenCache,
+    fitting,
+    fitting_prompts,
+)
 from vltune.algorithms.lora_job import LoraJob
 from vltune.algorithms.unified_data import UnifiedPart, load_unified_data
 from vltune.algorithms.unified_metrics import (
@@ -33,9 +40,11 @@ from vltune.geneval_prompts import GenevalPrompt
 from vltune.participant import ShouldStop
 from vltune.seed import derive_seed, torch_generator
 from vltune.site_settings import UnifiedSiteConfig
-from vltune.task_conflict import ConflictMeter
+from vltune.task_conflict import OVERALL, ConflictMeter
 from vltune.task_routing import TaskRouting
 from vltune.training import TrainingStopped
+
+log = logging.getLogger(__name__)
 
 UNDERSTANDING = "understanding"
 GENERATION = "generation"
@@ -150,7 +159,11 @@ class UnifiedTask:
                 ),
                 None
                 if drawn is None or targets is None
-                else targets.encode(drawn, batch_size=job.batch_size, should_stop=should_stop),
+                else targets.encode(
+                    fitting_prompts(drawn, backbone, max_share=site.max_skipped_share),
+                    batch_size=job.batch_size,
+                    should_stop=should_stop,
+                ),
                 self._judged(prompts),
             )
 
@@ -190,6 +203,15 @@ class UnifiedTask:
         self._sums = {}
         if self._meter is not None:
             self._meter.reset()
+        if self._routing is not None:
+            parts = (self.train.understanding, self.train.drawing)
+            idle = [task for task, part in zip(TASKS, parts, strict=True) if part is None]
+            self._routing.hold(idle)
+
+    def end_round(self) -> None:
+        """Give the directions of a task that the site has no data for back as they were."""
+        if self._routing is not None:
+            self._routing.release()
 
     def batch_at(self, indices: Tensor) -> UnifiedBatch:
         """Some training records: rows of the questions first, then those of the captions."""
@@ -248,8 +270,11 @@ class UnifiedTask:
         metrics = {f"loss_{task}": total / count for task, (total, count) in self._sums.items()}
         if self._meter is not None:
             cosines = self._meter.cosines(UNDERSTANDING, GENERATION)
-            for number, (label, cosine) in enumerate(cosines.items()):
-                metrics["task_cosine" if not label else f"task_cosine_{number}"] = cosine
+            if OVERALL in cosines:
+                metrics["task_cosine"] = cosines[OVERALL]
+            for number, layer in enumerate(self._meter.layers, 1):
+                if layer in cosines:
+                    metrics[f"task_cosine_{number}"] = cosines[layer]
         return metrics
 
     def measure_validation(self) -> dict[str, float]:
@@ -326,5 +351,20 @@ class UnifiedTask:
             )
         if self._judge is None:
             raise ConfigError("this site has `prompts`, but the job has no `judge`. Add one.")
-        check_judge(self._judge, prompts)
+        try:
+            check_judge(self._judge, prompts)
+        except ValueError as error:
+            log.error("%s", error)
+            raise ConfigError(
+                "the judge does not know all classes of this site's `prompts`; the site's own log "
+                "names them. Leave those prompts out, or take another judge."
+            ) from error
+        lengths = self._backbone.count_tokens([prompt.prompt for prompt in prompts])
+        most = self._backbone.max_prompt_tokens
+        num_long = sum(length > most for length in lengths)
+        if num_long:
+            raise ConfigError(
+                f"{num_long} of {len(prompts)} `prompts` are too long: the model takes {most} "
+                f"tokens, the longest has {max(lengths)}. Shorten them."
+            )
         return prompts

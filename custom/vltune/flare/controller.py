@@ -1,6 +1,7 @@
 """The server's side of a run: roll call, rounds, a last look, and an end in every case."""
 
 import logging
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -100,6 +101,7 @@ class FederationController(Controller):
         self._run = from_mapping(RunConfig, run, "the job's run")
         self._run_id = self._run.run_id or new_run_id()
         self._best = self._run.best
+        self._has_metric = False
         self._trained = training({}, Answers(), {})
         self.inquiry = Inquiry(self, self._config.min_sites)
 
@@ -226,7 +228,7 @@ class FederationController(Controller):
         mean: dict[str, Tensor] = self._aggregator.average()
         answers.seconds = time.monotonic() - began
         live.run_log.phase("rounds", answers.seconds)
-        self._record(round_number, measured, live)
+        self._record(round_number, measured, live, len(measured) == len(roll_call.sites))
         self._trained = training(measured, answers, rejected, self._aggregator.exactness)
         live.run_log.site_metrics(round_number + 1, "train", metrics_of(measured, 1))
         live.run_log.update(last_training=self._trained)
@@ -261,7 +263,7 @@ class FederationController(Controller):
             not_measured_at_end=failed,
             bytes_validate={"up": answers.bytes_up, "down": answers.bytes_down},
         )
-        self._record(round_number, measured, live)
+        self._record(round_number, measured, live, len(measured) == len(roll_call.sites))
 
     def _message(
         self, current: Mapping[str, Tensor], round_number: int, roll_call: RollCall
@@ -274,11 +276,19 @@ class FederationController(Controller):
         learnable = make_model_learnable(to_arrays(current), {META_ROUND: round_number})
         self._persistor.save(learnable, live.fl_ctx)
 
-    def _record(self, round_number: int, measured: dict[str, Measured], live: Live) -> None:
-        """Write down the model after `round_number` rounds, keep the best, stream the figures."""
+    def _record(
+        self, round_number: int, measured: dict[str, Measured], live: Live, is_everyone: bool
+    ) -> None:
+        """Write down the model after `round_number` rounds, keep the best, stream the figures.
+
+        Some of the sites may have no data for the metric; all of them together must.
+        """
         metric = self._config.metric
-        record = measurement(round_number, measured, metric) | self._trained
+        is_required = is_everyone and not self._has_metric
+        record = measurement(round_number, measured, metric, is_required=is_required)
+        record |= self._trained
         value = record[metric]
+        self._has_metric |= math.isfinite(value)
         if value >= self._best:
             self._best = value
             self._persistor.mark_best(run_folder(live.fl_ctx), round_number)

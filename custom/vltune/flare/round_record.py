@@ -59,18 +59,28 @@ def global_map(measured: Mapping[str, Measured]) -> float:
 
 
 def measurement(
-    round_number: int, measured: Mapping[str, Measured], metric: str = MAP
+    round_number: int,
+    measured: Mapping[str, Measured],
+    metric: str = MAP,
+    *,
+    is_required: bool = True,
 ) -> dict[str, Any]:
     """Figures of the global model that has `round_number` rounds behind it.
 
     mAP is pooled over the sites from their score histograms; any other metric is the plain mean
     over the sites that sent it, each counting the same.
 
+    Args:
+        round_number: Rounds behind the model.
+        measured: Site -> what it said.
+        metric: The federation's.
+        is_required: Refuse figures without it; else it is NaN where these sites have none.
+
     Raises:
         FederationError: No site reports the metric, so no best model could be chosen.
     """
     reported = {name for said in measured.values() for name in said.metrics}
-    if measured and metric not in reported:
+    if is_required and measured and metric not in reported:
         raise FederationError(
             f"federation.metric is {metric!r}, which no site reports; they report "
             f"{', '.join(sorted(reported & set(METRICS))) or 'none'}. Name one of these."

@@ -17,7 +17,8 @@ from typing import Any
 
 from rich.progress import Progress
 
-from vltune.config import ConfigError, load_config
+from vltune.config import ConfigError, from_mapping, load_config
+from vltune.lora_modes import LoraAggregation
 from vltune_lab.bench.fedumm_runs import Measured, federate, local_only, untrained
 from vltune_lab.bench.journal import Journal
 from vltune_lab.jobs.kinds import FEDUMM
@@ -157,7 +158,14 @@ def _job(plan: Plan, seed: int) -> dict[str, Any]:
         *(QUICK if plan.quick else ()),
         *plan.overrides,
     ]
-    return resolve_job(FEDUMM, overrides)
+    job = resolve_job(FEDUMM, overrides)
+    mode = from_mapping(LoraAggregation, job["aggregation"], "aggregation").description
+    if mode.personal:
+        raise ConfigError(
+            f"aggregation mode {mode.name} leaves factors at the sites: no global model is there "
+            "to measure on the global test set. Take fedavg, ffa, svd, fedex, stack or hetlora."
+        )
+    return job
 
 
 def _measure(run: Run, job: dict[str, Any], world: Path) -> dict[str, Any]:

@@ -31,7 +31,8 @@ class Measured:
 
     Attributes:
         metrics: On the global test set; the mean over the sites for models trained alone.
-        seconds: Wall time of the training.
+        seconds: Wall time of the runs, reading data and encoding what no earlier run of the same
+            world has encoded included.
         bytes_up: Of a site in the last round; None where nothing travels.
         exactness_error: Of the last round, where the server has one.
         cosines: Mean `task_cosine` of the sites in each round.
@@ -104,14 +105,15 @@ def federate(job: Job, world: Path, place: Path) -> Measured:
     write_files(world, place)
     names = site_names(world)
     began = time.perf_counter()
-    server = run_in_process(job, names, place / "run")
+    whole = job | {"federation": {**job["federation"], "min_sites": len(names)}}
+    server = run_in_process(whole, names, place / "run")
     seconds = time.perf_counter() - began
     last = last_round(server)
     cosines = tuple(
         sum(one.values()) / len(one) for one in by_round(server, "task_cosine").values()
     )
     metrics = on_global_test(job, place, read_adapter(server / LAST_FILE)[0])
-    bytes_up = sum(last["bytes_up"].values()) / len(names)
+    bytes_up = sum(last["bytes_up"].values()) / len(names) if len(names) > 1 else None
     return Measured(metrics, seconds, bytes_up, last.get("exactness_error"), cosines)
 
 
@@ -119,13 +121,15 @@ def local_only(job: Job, world: Path, place: Path) -> Measured:
     """Each site alone, with as many rounds; the mean of their models' figures."""
     write_files(world, place)
     alone = job | {"federation": {**job["federation"], "min_sites": 1}}
-    began = time.perf_counter()
+    seconds = 0.0
     found = []
     for name in site_names(world):
+        began = time.perf_counter()
         server = run_in_process(alone, (name,), place / f"run-{name}")
+        seconds += time.perf_counter() - began
         found.append(on_global_test(alone, place, read_adapter(server / LAST_FILE)[0]))
     mean = {key: sum(one[key] for one in found) / len(found) for key in found[0]}
-    return Measured(mean, time.perf_counter() - began)
+    return Measured(mean, seconds)
 
 
 def untrained(job: Job, world: Path, place: Path) -> Measured:

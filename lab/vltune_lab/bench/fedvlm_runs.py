@@ -129,7 +129,8 @@ def federate(job: Job, sites: Sites, place: Path) -> Measured:
     """All sites together."""
     sites.write_files(place)
     began = time.perf_counter()
-    server = run_in_process(job | {"participant": RECORDING}, sites.names, place / "run")
+    everyone = {"federation": {**job["federation"], "min_sites": len(sites.names)}}
+    server = run_in_process(job | everyone | {"participant": RECORDING}, sites.names, place / "run")
     seconds = time.perf_counter() - began
     state = json.loads((server / STATE_FILE).read_text())
     last = state["rounds"][-1]

@@ -1,5 +1,6 @@
 """The jobs of this repository: what `jobs/<job>/job.py` and the lab's commands run."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from vltune_lab.jobs.global_test import finish
 from vltune_lab.jobs.resolve import Job, JobKind
 from vltune_lab.report.html import build_report
 from vltune_lab.report.summary import write_summary
+
+log = logging.getLogger(__name__)
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 FEDMPT_YAML = REPOSITORY / "jobs" / "fedmpt" / "fedmpt.yaml"
@@ -35,10 +38,12 @@ def check_fedvlm(job: Job) -> None:
     from vltune.algorithms.lora_job import LoraJob
 
     _refuse_unknown(job, set(), FedVLMConfig, LoraJob)
-    if job["federation"].get("metric", "mAP") == "mAP":
+    known = ("accuracy", "token_f1", "rouge_l", "preference_accuracy", "soft_accuracy")
+    metric = job["federation"].get("metric", "mAP")
+    if metric not in known:
         raise ConfigError(
-            f"{FEDVLM_YAML}: federation.metric is mAP, which no site of this job reports; take "
-            "accuracy, token_f1, rouge_l or preference_accuracy"
+            f"{FEDVLM_YAML}: federation.metric is {metric}, which no site of this job sends; take "
+            f"{', '.join(known[:-1])} or {known[-1]}"
         )
     _read(FedVLMConfig, job, FEDVLM_YAML)
     _read(LoraJob, job, FEDVLM_YAML)
@@ -57,7 +62,12 @@ def check_fedumm(job: Job) -> None:
             f"{FEDUMM_YAML}: federation.metric is {metric}, which no site of this job reports; "
             f"take {' or '.join(known)}"
         )
-    read_job(job)
+    config, _, _ = read_job(job)
+    if metric == "geneval" and config.judge is None:
+        raise ConfigError(
+            f"{FEDUMM_YAML}: federation.metric is geneval, but there is no judge. Add one, or take "
+            "vqa_accuracy."
+        )
 
 
 def finish_with_report(
@@ -73,7 +83,11 @@ def finish_fedumm(run_folder: Path, job: dict[str, Any], summary: dict[str, Any]
     """Draw the job's samples with the global model of some rounds, then write the report."""
     from vltune_lab.jobs.drawing_samples import draw_samples
 
-    draw_samples(run_folder, job)
+    write_summary(run_folder, summary)  # whatever becomes of the pictures
+    try:
+        draw_samples(run_folder, job)
+    except (ValueError, RuntimeError, OSError) as error:
+        log.warning("no pictures in the report: %s", error)
     return finish_with_report(run_folder, job, summary)
 
 

@@ -148,11 +148,12 @@ def continue_run(kind: JobKind, options: Options) -> Start:
         raise ConfigError(
             f"{run_folder}: all {rounds} rounds are done. Ask for more: --set federation.rounds=N."
         )
+    metric = job["federation"].get("metric", "mAP")
     best = state.get("best") or {}
     resume = {
         "run_id": state["run_id"],
         "start_round": done,
-        "best": float(best.get(state.get("metric", "mAP"), -1.0)),
+        "best": float(best.get(metric, -1.0)),  # of another metric there is none yet
     }
     return Start(job, run_folder, options.sites or tuple(content["sites"]), resume, adapter)
 

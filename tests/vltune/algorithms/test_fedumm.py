@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from peft import PeftModel
 
 sys.path.append(str(Path(__file__).parents[1] / "data"))
@@ -21,7 +22,7 @@ from unified_sites import BOTH, CAPTIONS, VQA, write_judge, write_site
 from vltune.algorithms.fedumm import build_participant
 from vltune.algorithms.lora_site import EXPORT_FOLDER, LoraParticipant
 from vltune.algorithms.unified_task import UnifiedTask
-from vltune.backbones.checkpoint import BackboneConfig
+from vltune.backbones.checkpoint import BackboneConfig, BackboneError
 from vltune.backbones.registry import load_backbone
 from vltune.config import ConfigError
 from vltune.site_config import read_site_config
@@ -157,7 +158,8 @@ def test_routed_tasks_move_their_own_directions_and_are_exported_apart(
     participate: Make, models: Path
 ) -> None:
     routing = {"understanding": 1, "generation": 1}
-    site = participate({"vqa": VQA}, tasks={"routing": routing})
+    training = {"learning_rate": 1e-2, "batch_size": 4, "local_epochs": 1, "weight_decay": 0.5}
+    site = participate({"vqa": VQA}, tasks={"routing": routing}, training=training)
     start = site.prepare(go).initial
     sent = site.train(start, 0, go).tensors
     for name, value in sent.items():
@@ -194,6 +196,7 @@ def test_routed_tasks_move_their_own_directions_and_are_exported_apart(
         ),
         ({"tasks": {"generation_weight": 0.0}}, "generation_weight must be > 0"),
         ({"judge": None}, "has `prompts`, but the job has no `judge`"),
+        ({"guidance": 0.5}, "guidance must be > 1"),
     ],
 )
 def test_wrong_jobs(participate: Make, changes: dict[str, Any], message: str) -> None:
@@ -207,6 +210,46 @@ def test_a_backbone_that_cannot_draw_is_refused_where_it_must(
     florence = {"model": "florence2-tiny", "weights": str(models / "florence2-tiny")}
     with pytest.raises(ConfigError, match="cannot draw, but this site has captions"):
         participate(backbone=florence).prepare(go)
+
+
+def test_captions_and_prompts_that_are_too_long_are_left_out_or_refused(
+    participate: Make, tmp_path: Path
+) -> None:
+    site = participate()
+    folder = tmp_path / "data" / "site-1"
+    rows = (folder / "captions.jsonl").read_text().splitlines()
+    long = json.loads(rows[0]) | {"caption": "dog " * 60}
+    (folder / "captions.jsonl").write_text("\n".join([json.dumps(long), *rows[1:]]))
+    with pytest.raises(ValueError, match=r"1 of \d captions are too long: the model takes 24"):
+        site.prepare(go)
+    (folder / "captions.jsonl").write_text("\n".join(rows))
+    prompt = json.loads((folder / "prompts.jsonl").read_text()) | {"prompt": "dog " * 60}
+    (folder / "prompts.jsonl").write_text(json.dumps(prompt))
+    with pytest.raises(ConfigError, match="1 of 1 `prompts` are too long"):
+        participate_again(site).prepare(go)
+
+
+def participate_again(site: LoraParticipant) -> LoraParticipant:
+    """The same site anew, its files as they are now."""
+    return LoraParticipant(
+        site.job, site._load_backbone, site._build_task, site.site, "site-1", site.state_dir
+    )
+
+
+def test_a_site_without_prompts_needs_no_judge(
+    participate: Make, models: Path, tmp_path: Path
+) -> None:
+    nowhere = {"judge": {"weights": str(tmp_path / "nowhere")}}
+    with pytest.raises(BackboneError, match="no such folder"):
+        participate({"vqa": VQA}, **nowhere).prepare(go)
+    path = tmp_path / "data" / "site-1" / "vltune_site.yaml"
+    content = yaml.safe_load(path.read_text())
+    del content["validation"]["prompts"], content["test"]
+    path.write_text(yaml.safe_dump(content))
+    job = make_job(models, **nowhere)
+    del job["federation"]
+    site = build_participant(job, read_site_config(path), "site-1", tmp_path / "state", 1)
+    assert "geneval" not in site.evaluate(site.prepare(go).initial).metrics
 
 
 def test_half_of_the_sites_answer_and_half_draw(

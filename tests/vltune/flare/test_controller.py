@@ -1,6 +1,7 @@
 """The controller over real executors, filters and aggregator, all in this process."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 
 from vltune.flare.federation import FederationError
 from vltune.flare.persistor import read_adapter, round_file, write_adapter
+from vltune.flare.round_record import Measured, measurement
 from vltune_lab.jobs.in_process import JOB_ID, make_workspace, run_in_process
 
 NAMES = ("site-1", "site-2", "site-3")
@@ -69,6 +71,15 @@ def test_a_metric_that_no_site_reports_ends_the_run(tmp_path: Path, sites: Any, 
     asked["federation"] = {**asked["federation"], "metric": "rouge_l"}
     with pytest.raises(FederationError, match="no site reports; they report accuracy, mAP"):
         run_in_process(asked, NAMES[:2], tmp_path / "run")
+
+
+def test_sites_of_one_round_may_lack_the_metric_that_others_report() -> None:
+    """A round that only sites without data for it answered ends nothing, and is never the best."""
+    lacking = {"draws": Measured({"generation_loss": 1.0}, {})}
+    record = measurement(7, lacking, "vqa_accuracy", is_required=False)
+    assert math.isnan(record["vqa_accuracy"])
+    with pytest.raises(FederationError, match="no site reports"):
+        measurement(7, lacking, "vqa_accuracy")
 
 
 def test_bytes_are_those_that_the_sites_let_out(
