@@ -1,12 +1,13 @@
 """The sites' shared tensors to the next global ones; what is not in order is refused, with reason.
 
-A weighted mean of every tensor, or one of the ways to join LoRA's factors (`lora_modes`).
+A weighted mean of every tensor, or one of the ways to join LoRA's factors (`lora_modes`); either
+under a rule against bad updates (`robust_aggregation`).
 """
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from nvflare.apis.dxo import MetaKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
@@ -15,6 +16,7 @@ from nvflare.app_common.aggregators.model_aggregator import ModelAggregator
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 from torch import Tensor
 
+from vltune.compatibility import check_features, feature_of_filter, features_of
 from vltune.config import ConfigError, from_mapping
 from vltune.flare.exchange import ExchangeError, read_update, to_arrays
 from vltune.flare.federation import WeightBy
@@ -27,9 +29,14 @@ from vltune.lora_modes import LoraAggregation
 from vltune.lora_ranks import cut_like
 from vltune.lora_residual import split_residual
 from vltune.parameters import LocalUpdate, ParameterError, check_shared, spec_of, update_norm
+from vltune.robust_aggregation import Decision, RobustAggregation, combine, screen
+from vltune.robust_rules import weighted_mean
 
 META_SITE = "client_name"
 """Where FLARE's own controllers put the sender's name."""
+
+
+log = logging.getLogger(__name__)
 
 
 class RejectedUpdateError(ValueError):
@@ -48,6 +55,10 @@ class ValidatingAggregator(ModelAggregator):
         max_update_norm: Euclidean distance from the global model beyond which an update is refused.
         aggregation: The job's `aggregation` (`LoraAggregation`) where the tensors are LoRA's
             factors; None takes the weighted mean of every tensor.
+        robust: The job's `federation.robust` (`RobustAggregation`); None is rule none.
+
+    Raises:
+        ConfigError: A wrong key or value, or parts that do not go together (`compatibility`).
     """
 
     def __init__(
@@ -55,11 +66,17 @@ class ValidatingAggregator(ModelAggregator):
         weight_by: WeightBy = "num_examples",
         max_update_norm: float = 1000.0,
         aggregation: dict[str, Any] | None = None,
+        robust: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.aggregation = aggregation
+        self.robust = robust
         self._lora = lora_aggregation(aggregation, weight_by)
+        self._robust = from_mapping(RobustAggregation, robust or {}, "the job's federation.robust")
+        self._features = features_of(self._lora, self._robust)
+        check_features(self._features, "the job")
         self.exactness: Exactness | None = None
+        self.decisions: tuple[Decision, ...] = ()
         self.weight_by = weight_by
         self.max_update_norm = max_update_norm
         self._updates: dict[str, LocalUpdate] = {}
@@ -122,7 +139,7 @@ class ValidatingAggregator(ModelAggregator):
         """Refuse tensors that a site's filter has encrypted or masked, and say why.
 
         FLARE's filters name themselves in the message's meta. What is linear in what the sites send
-        would survive them, but this server adds plain tensors.
+        would survive them, but this server checks and adds plain tensors.
 
         Raises:
             RejectedUpdateError: The message was processed.
@@ -130,14 +147,17 @@ class ValidatingAggregator(ModelAggregator):
         algorithm = model.meta.get(MetaKey.PROCESSED_ALGORITHM)
         if not algorithm:
             return
-        if self._lora is not None:
-            try:
+        feature = feature_of_filter(str(algorithm))
+        try:
+            if self._lora is not None:
                 self._lora.require_linear(str(algorithm))
-            except LoraError as error:
-                raise RejectedUpdateError(f"{site}: {error}") from error
+            if feature is not None:
+                check_features(self._features | {feature}, f"its filter {algorithm}")
+        except (LoraError, ConfigError) as error:
+            raise RejectedUpdateError(f"{site}: {error}") from error
         raise RejectedUpdateError(
-            f"{site}: its tensors were processed by {algorithm}. The aggregation is linear and "
-            "would allow it, but this server adds plain tensors; take the filter away."
+            f"{site}: its tensors were processed by {algorithm}, but this server adds plain tensors; "
+            "take the filter away."
         )
 
     def _check_sender(self, site: str, model: FLModel) -> None:
@@ -163,6 +183,8 @@ class ValidatingAggregator(ModelAggregator):
             if self._contract is None:
                 self._contract = LoraContract(self._lora.description, sent_out)
             self._contract.check(site, update.tensors)
+            if self._robust.rule != "none":  # updates of another rank cannot be compared
+                check_shared(spec_of(sent_out), update.tensors, site)
             sent_out = cut_like(sent_out, update.tensors)
         if update.num_examples < 1:
             raise RejectedUpdateError(f"{site}: num_examples is {update.num_examples}, not >= 1")
@@ -187,27 +209,34 @@ class ValidatingAggregator(ModelAggregator):
         """The next global model, fp32; without any update, the global model itself.
 
         With an `aggregation` it may hold a residual too, and `exactness` says how far its product
-        is from the mean of the sites' products.
+        is from the mean of what was kept of the sites' products. With a rule `decisions` says what
+        was done to whom; where it leaves nobody, the global model stays.
+
+        Raises:
+            RobustError: Fewer updates than the rule needs.
         """
-        updates = self.accepted
-        self.exactness = None
+        updates, self.exactness, self.decisions = self.accepted, None, ()
         if not updates:
             return dict(self._global)
+        reference, residual = split_residual(self._global)
+        screened = screen(self._robust, reference, {s: u.tensors for s, u in updates.items()})
+        self.decisions = screened.decisions
+        for decision in self.decisions:
+            log.warning("%s %s: %s", decision.site, decision.action, decision.reason)
+        kept = screened.updates
+        if not kept:
+            return dict(self._global)
+        counts = [updates[site].num_examples for site in kept]
+        num_examples = dict(zip(kept, self._robust.weights(counts), strict=True))
+        if self._robust.is_by_coordinate:
+            return combine(self._robust, kept, num_examples)
         if self._lora is not None:
-            reference, residual = split_residual(self._global)
-            joined = aggregate(
-                self._lora,
-                reference,
-                {site: update.tensors for site, update in updates.items()},
-                {site: update.num_examples for site, update in updates.items()},
-                residual,
-            )
+            joined = aggregate(self._lora, reference, kept, num_examples, residual)
             self.exactness = joined.exactness
             return joined.tensors | joined.residual
-        return weighted_mean(
-            [update.tensors for update in updates.values()],
-            [u.num_examples if self.weight_by == "num_examples" else 1 for u in updates.values()],
-        )
+        uniform = self.weight_by == "uniform"
+        weights = [1 if uniform else count for count in num_examples.values()]
+        return weighted_mean(list(kept.values()), weights)
 
     def aggregate_model(self) -> FLModel:
         """The round's new global model in FLARE's own type."""
@@ -234,15 +263,3 @@ def lora_aggregation(
     return from_mapping(
         LoraAggregation, {**aggregation, "weight_by": weight_by}, "the job's aggregation"
     )
-
-
-def weighted_mean(updates: list[dict[str, Tensor]], weights: list[int]) -> dict[str, Tensor]:
-    """Mean in fp64, in the order given, rounded to fp32 once at the end."""
-    total = float(sum(weights))
-    mean = {}
-    for name in sorted(updates[0]):
-        accumulated = torch.zeros_like(updates[0][name], dtype=torch.float64)
-        for tensors, weight in zip(updates, weights, strict=True):
-            accumulated += tensors[name].double() * weight
-        mean[name] = (accumulated / total).float()
-    return mean

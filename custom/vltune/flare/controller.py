@@ -229,7 +229,8 @@ class FederationController(Controller):
         answers.seconds = time.monotonic() - began
         live.run_log.phase("rounds", answers.seconds)
         self._record(round_number, measured, live, len(measured) == len(roll_call.sites))
-        self._trained = training(measured, answers, rejected, self._aggregator.exactness)
+        joined = self._aggregator
+        self._trained = training(measured, answers, rejected, joined.exactness, joined.decisions)
         live.run_log.site_metrics(round_number + 1, "train", metrics_of(measured, 1))
         live.run_log.update(last_training=self._trained)
         return mean

@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 
+from vltune.robust_aggregation import RobustAggregation
 from vltune.seed import derive_seed, torch_generator
 
 WeightBy = Literal["num_examples", "uniform"]
@@ -43,6 +44,7 @@ class FederationConfig:
             documented figures, larger is better.
         poll_seconds: How often an idle site asks for work; each round waits about as long for it.
         tensorboard: Stream the documented metrics to TensorBoard files at the server.
+        robust: What is done about updates that are meant to harm (docs/robust_aggregation.md).
     """
 
     rounds: int
@@ -55,6 +57,7 @@ class FederationConfig:
     metric: str = "mAP"
     poll_seconds: float = 0.1
     tensorboard: bool = True
+    robust: RobustAggregation = field(default_factory=RobustAggregation)
 
     def __post_init__(self) -> None:
         if self.rounds < 1 or self.min_sites < 1:
@@ -74,6 +77,19 @@ class FederationConfig:
             raise ValueError(f"metric is {self.metric!r}; expected one of {', '.join(METRICS)}")
         if not 0 < self.participation <= 1:
             raise ValueError(f"participation must be in (0, 1], got {self.participation}")
+        self._check_robust()
+
+    def _check_robust(self) -> None:
+        robust, needed = self.robust, self.robust.sites_needed
+        if self.min_sites < needed:
+            raise ValueError(
+                f"min_sites is {self.min_sites}, but robust.rule {robust.rule} needs {needed} updates "
+                "in every round. Raise min_sites, or ask less of the rule."
+            )
+        if robust.weighted and self.weight_by == "uniform":
+            raise ValueError(
+                "robust.weighted has no effect where weight_by is uniform. Take one away."
+            )
 
 
 def sites_of_round(

@@ -105,6 +105,7 @@ class FederatedRecipe(Recipe):
                 self.federation.weight_by,
                 self.federation.max_update_norm,
                 self.aggregation,
+                to_mapping(self.federation.robust),
             ),
             id="aggregator",
         )

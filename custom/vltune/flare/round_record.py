@@ -7,8 +7,8 @@ measurement of one model and the training of the next.
 
 import logging
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor
@@ -20,6 +20,7 @@ from vltune.flare.roll_call import RollCall
 from vltune.histograms import HistogramError, ScoreHistograms, mean_average_precision_from
 from vltune.lora_exactness import Exactness
 from vltune.participant import Handshake
+from vltune.robust_aggregation import Decision
 
 MAP = "mAP"
 LOSS = "loss"
@@ -102,6 +103,7 @@ def training(
     answers: Answers,
     rejected: Mapping[str, str],
     exactness: Exactness | None = None,
+    decisions: Sequence[Decision] = (),
 ) -> dict[str, Any]:
     """Figures of one round of training; they stand in the record of the model that came of it."""
     known = (
@@ -121,6 +123,7 @@ def training(
         "bytes_up": dict(sorted(answers.bytes_up.items())),
         "bytes_down": dict(sorted(answers.bytes_down.items())),
         "rejected": [{"site": site, "reason": rejected[site]} for site in sorted(rejected)],
+        **({"robust": [asdict(decision) for decision in decisions]} if decisions else {}),
     }
 
 

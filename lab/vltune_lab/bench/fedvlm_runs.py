@@ -14,7 +14,6 @@ from torch import Tensor
 
 from vltune.algorithms.fedvlm import build_participant as build_plain
 from vltune.algorithms.lora_site import LoraParticipant
-from vltune.flare.aggregator import weighted_mean
 from vltune.flare.persistor import LAST_FILE, read_adapter
 from vltune.flare.run_log import METRICS_FILE, STATE_FILE
 from vltune.lora import read_factors
@@ -22,6 +21,7 @@ from vltune.lora_exactness import exactness_error
 from vltune.lora_factors import pair_factors
 from vltune.parameters import LocalUpdate
 from vltune.participant import ShouldStop
+from vltune.robust_rules import weighted_mean
 from vltune.site_config import VARIABLE, AnySiteConfig, read_site_config, require_answers
 from vltune_lab.jobs.in_process import run_in_process
 from vltune_lab.jobs.resolve import Job

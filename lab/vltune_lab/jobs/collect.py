@@ -22,7 +22,7 @@ MULTI_LABEL = (MAP, "CF1", "OF1")
 FINAL_ADAPTER = "global_adapter.safetensors"
 _TRAINING = (
     *("loss", "seconds", "overhead_seconds", "sites", "bytes_up", "bytes_down", "rejected"),
-    *("exactness_error", "exactness_by_module"),
+    *("exactness_error", "exactness_by_module", "robust"),
 )
 _EXTRA = ("run_id", "best", "facts", "bytes_prepare", "bytes_validate")
 _PACKAGES = ("vltune", "nvflare", "torch", "torchvision", "open_clip_torch", "numpy")
@@ -167,6 +167,9 @@ def summarise(
         "wall_seconds_by_phase": {name: round(value, 3) for name, value in state["phases"].items()},
         "rejected_updates": [
             {"round": r["round"], **entry} for r in rounds for entry in r["rejected"]
+        ],
+        "robust_decisions": [
+            {"round": r["round"], **entry} for r in rounds for entry in r.get("robust", [])
         ],
         "measured_on": "site_histograms",
         "artefacts": {"adapter": FINAL_ADAPTER, "metrics": METRICS_FILE},

@@ -181,7 +181,10 @@ def _server(
         make_workspace(folder, "server"),
         sites,
         aggregator=ValidatingAggregator(
-            config.weight_by, config.max_update_norm, job.get("aggregation")
+            config.weight_by,
+            config.max_update_norm,
+            job.get("aggregation"),
+            to_mapping(config.robust),
         ),
         persistor=persistor,
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vltune.compatibility import check_job
 from vltune.conditions import conditions_from_mapping, read_condition_cache
 from vltune.config import ConfigError, apply_overrides, from_mapping, read_mapping
 from vltune.flare.federation import FederationConfig
@@ -56,6 +57,7 @@ def resolve_job(
     job["method"] = kind.method
     job["name"] = name or job["name"]
     from_mapping(FederationConfig, job["federation"], f"{path}: federation")
+    check_job(job, str(path))
     if isinstance(job.get("conditions"), str):
         job |= read_conditions(job["conditions"], job.get("classnames"), path)
     backbone = job.get("backbone")

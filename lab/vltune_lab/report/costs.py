@@ -61,8 +61,12 @@ def _phases(summary: RunSummary) -> Markup:
 
 
 def refused(summary: RunSummary) -> Markup:
-    """Updates that the server refused, with the reason."""
-    if not summary.rejected_updates:
+    """Updates that the server refused, or its robust rule did not take as they came, and why."""
+    if not (summary.rejected_updates or summary.robust_decisions):
         return section("Refused updates", tag("p", "None."))
-    rows = [[item.site, item.round, item.reason] for item in summary.rejected_updates]
-    return section("Refused updates", table(["site", "round", "reason"], rows, text_columns=3))
+    rows = [[x.site, x.round, "refused", x.reason] for x in summary.rejected_updates]
+    rows += [
+        [x.site, x.round, x.action.replace("_", " "), x.reason] for x in summary.robust_decisions
+    ]
+    heads = ["site", "round", "what", "reason"]
+    return section("Refused updates", table(heads, rows, text_columns=4))

@@ -81,6 +81,12 @@ def _site_notices(summary: RunSummary) -> list[str]:
     if summary.rejected_updates:
         num_rejected = len(summary.rejected_updates)
         found.append(f"{formats.count(num_rejected, 'update')} refused by the server; see below.")
+    if summary.robust_decisions:
+        num_treated = len(summary.robust_decisions)
+        found.append(
+            f"{formats.count(num_treated, 'update')} shortened or left out by the robust rule; see "
+            "below."
+        )
     pairs = {site.site: summary.site_scores(site) for site in summary.per_site}
     fallen = [
         site

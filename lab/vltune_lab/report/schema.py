@@ -131,6 +131,16 @@ class RejectedUpdate:
 
 
 @dataclass(frozen=True)
+class RobustDecision:
+    """An accepted update that a rule of `federation.robust` shortened or left out, and why."""
+
+    round: int
+    site: str
+    action: Literal["left_out", "clipped"]
+    reason: str
+
+
+@dataclass(frozen=True)
 class Reading:
     """One model on the global test set; a class without positives has the AP null."""
 
@@ -187,6 +197,7 @@ class RunSummary:
         bytes_per_site_per_round: Every message; may be empty.
         wall_seconds_by_phase: Phase -> wall time; the phases follow one another.
         rejected_updates: In order.
+        robust_decisions: In order; empty without a robust rule.
         measured_on: Data of `global_mAP`: `global_test`, or `site_histograms` where there is none.
         scores: The headline where the run's metric is not mAP; null where it is.
         global_test: Readings on the global test set, if there is one.
@@ -218,6 +229,7 @@ class RunSummary:
     bytes_per_site_per_round: tuple[SiteBytes, ...]
     wall_seconds_by_phase: dict[str, float]
     rejected_updates: tuple[RejectedUpdate, ...] = ()
+    robust_decisions: tuple[RobustDecision, ...] = ()
     measured_on: Literal["global_test", "site_histograms"] = "global_test"
     global_test: GlobalTest | None = None
     scores: Scores | None = None
