@@ -1,7 +1,7 @@
 """What excludes what: one table, asked before round 0 and printed in docs/compatibility.md.
 
-The job's part is asked where a job is read and where the server starts; a site's filter shows itself
-in the site's first answer, which is before round 0 too.
+The job's part is asked where a job is read and where the server starts; a site's filter shows
+itself in the site's first answer, which is before round 0 too.
 """
 
 from collections.abc import Iterable, Mapping

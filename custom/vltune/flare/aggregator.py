@@ -156,8 +156,8 @@ class ValidatingAggregator(ModelAggregator):
         except (LoraError, ConfigError) as error:
             raise RejectedUpdateError(f"{site}: {error}") from error
         raise RejectedUpdateError(
-            f"{site}: its tensors were processed by {algorithm}, but this server adds plain tensors; "
-            "take the filter away."
+            f"{site}: its tensors were processed by {algorithm}, but this server adds plain "
+            "tensors; take the filter away."
         )
 
     def _check_sender(self, site: str, model: FLModel) -> None:

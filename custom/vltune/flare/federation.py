@@ -83,13 +83,11 @@ class FederationConfig:
         robust, needed = self.robust, self.robust.sites_needed
         if self.min_sites < needed:
             raise ValueError(
-                f"min_sites is {self.min_sites}, but robust.rule {robust.rule} needs {needed} updates "
-                "in every round. Raise min_sites, or ask less of the rule."
+                f"min_sites is {self.min_sites}, but robust.rule {robust.rule} needs {needed} "
+                "updates in every round. Raise min_sites, or ask less of the rule."
             )
         if robust.weighted and self.weight_by == "uniform":
-            raise ValueError(
-                "robust.weighted has no effect where weight_by is uniform. Take one away."
-            )
+            raise ValueError("robust.weighted has no effect where weight_by is uniform")
 
 
 def sites_of_round(

@@ -51,6 +51,9 @@ def round_line(record: Mapping[str, Any], rounds: int) -> str:
     refused = [entry["site"] for entry in record["rejected"]]
     if refused:
         parts.append(f"without {', '.join(refused)}")
+    treated = [f"{entry['site']} {entry['action']}" for entry in record.get("robust", [])]
+    if treated:
+        parts.append(", ".join(treated).replace("_", " "))
     return "  ".join(parts)
 
 

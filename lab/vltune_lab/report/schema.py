@@ -131,13 +131,10 @@ class RejectedUpdate:
 
 
 @dataclass(frozen=True)
-class RobustDecision:
-    """An accepted update that a rule of `federation.robust` shortened or left out, and why."""
+class RobustDecision(RejectedUpdate):
+    """What a rule of `federation.robust` did to an accepted update, and why."""
 
-    round: int
-    site: str
     action: Literal["left_out", "clipped"]
-    reason: str
 
 
 @dataclass(frozen=True)
