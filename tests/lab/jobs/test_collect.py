@@ -23,6 +23,7 @@ def record(number: int, mAP: float, loss: float | None = 0.5) -> dict[str, Any]:
         "bytes_up": {"a": 110, "b": 130} if trained else {},
         "bytes_down": {"a": 100, "b": 100} if trained else {},
         "rejected": [{"site": "c", "reason": "NaN"}] if number == 2 else [],
+        **({"robust": [{"site": "a", "action": "clipped", "reason": "far"}]} if trained else {}),
     }
 
 
@@ -76,6 +77,9 @@ def test_a_run_comes_home_and_its_summary_is_valid(tmp_path: Path) -> None:
     }
     assert summary["per_round"][2]["bytes_up"] == 240
     assert summary["rejected_updates"] == [{"round": 2, "site": "c", "reason": "NaN"}]
+    assert summary["robust_decisions"] == [
+        {"round": number, "site": "a", "action": "clipped", "reason": "far"} for number in (1, 2)
+    ]
     assert summary["left_out_sites"] == {"c": "no images"}
     assert summary["thresholds"] == {"CF1": 0.4, "OF1": 0.4}
     final, facts = read_adapter(home / "global_adapter.safetensors")
@@ -93,6 +97,7 @@ def test_a_continued_run_is_one_run(tmp_path: Path) -> None:
     assert [one["round"] for one in state["rounds"]] == [0, 1, 2, 3]
     assert state["rounds"][2]["mAP"] == 0.625
     assert state["rounds"][2]["loss"] == 0.5
+    assert state["rounds"][2]["robust"] == record(2, 0.0)["robust"]
     assert state["rounds"][2]["bytes_up"] == {"a": 110, "b": 130}
     assert state["wall_seconds"] == 20.0
     assert state["phases"]["rounds"] == 8.0

@@ -44,6 +44,8 @@ def test_the_start_and_what_was_refused_are_said() -> None:
     assert round_line(start, 10) == "round   0/10  mAP -  before training"
     refused = RECORD | {"rejected": [{"site": "site-2", "reason": "NaN"}]}
     assert round_line(refused, 10).endswith("without site-2")
+    treated = RECORD | {"robust": [{"site": "site-3", "action": "left_out", "reason": "far"}]}
+    assert round_line(treated, 10).endswith("MB up  site-3 left out")
 
 
 def test_the_line_names_the_metric_of_the_run() -> None:

@@ -121,6 +121,8 @@ class LinearSite:
             tensors["bias"][1] = torch.nan
         if kind == "leak":
             tensors["offset"] = self.offset
+        if kind == "flip":
+            tensors = {name: -10 * value for name, value in tensors.items()}
         if kind == "huge":
             tensors["weight"] = tensors["weight"] * 1e6
         return tensors

@@ -11,6 +11,7 @@ from nvflare.app_common.abstract.fl_model import FLModel
 from vltune.flare.aggregator import META_SITE, RejectedUpdateError, ValidatingAggregator
 from vltune.flare.exchange import update_reply
 from vltune.parameters import LocalUpdate
+from vltune.robust_aggregation import RobustError
 
 GLOBAL = {"bias": torch.zeros(3), "weight": torch.zeros(2, 3)}
 
@@ -159,3 +160,32 @@ def test_under_scatter_and_gather_a_refusal_is_false_and_no_exception() -> None:
     assert it.accept(update_reply(LocalUpdate(bad, 3), 0), context) is False
     assert it.accept(update_reply(LocalUpdate(good, 3), 0), context) is True
     assert list(it.accepted) == ["a"]
+
+
+def test_a_robust_rule_takes_the_place_of_the_mean() -> None:
+    """Median of 1, 2, 90 is 2; examples do not count."""
+    it = aggregator(robust={"rule": "median"})
+    for site, value, examples in (("a", 1.0, 1), ("b", 90.0, 500), ("c", 2.0, 1)):
+        it.accept_model(answer(site, value, examples))
+    assert it.average()["bias"].tolist() == [2.0] * 3
+    assert it.decisions == ()
+
+
+def test_who_is_left_out_is_said_and_forgotten_with_the_round() -> None:
+    """Without c the mean is (1 + 2) / 2; by examples (3 * 1 + 2) / 4."""
+    for weighted, expected in ((False, 1.5), (True, 1.25)):
+        it = aggregator(robust={"rule": "cosine", "weighted": weighted})
+        for site, value, examples in (("a", 1.0, 3), ("b", 2.0, 1), ("c", -90.0, 7)):
+            it.accept_model(answer(site, value, examples))
+        assert it.average()["bias"].tolist() == [expected] * 3
+        assert [(d.site, d.action) for d in it.decisions] == [("c", "left_out")]
+        it.start_round(1, GLOBAL)
+        it.average()
+        assert it.decisions == ()
+
+
+def test_too_few_updates_for_the_rule_are_an_error_and_no_plain_mean() -> None:
+    it = aggregator(robust={"rule": "median"})
+    it.accept_model(answer("a", 1.0))
+    with pytest.raises(RobustError, match="median needs 3 updates, got 1 of a"):
+        it.average()

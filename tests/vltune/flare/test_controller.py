@@ -149,6 +149,27 @@ def test_a_refused_update_costs_only_itself(tmp_path: Path, sites: Any, job: Any
         assert record["rejected"][0]["reason"]
 
 
+def test_a_robust_rule_says_whom_it_left_out_and_the_model_goes_on(
+    tmp_path: Path, sites: Any, job: Any
+) -> None:
+    """site-2 sends ten times the opposite in its second round; three of five may be kept."""
+    names = tuple(f"site-{n}" for n in range(1, 6))
+    sites(names)
+    robust = {"rule": "multi_krum", "num_malicious": 1, "keep": 3}
+    runs = {}
+    for name, federation in {"plain": {}, "robust": {"robust": robust, "min_sites": 5}}.items():
+        asked = job(trouble={"site-2": [1, "flip"]}, federation=federation)
+        runs[name] = state_of(run_in_process(asked, names, tmp_path / name))["rounds"]
+    assert all("robust" not in record for record in runs["plain"])
+    first, last = runs["robust"][1:]
+    assert len(first["robust"]) == 2
+    assert "site-2" in [entry["site"] for entry in last["robust"]]
+    assert {entry["action"] for entry in last["robust"]} == {"left_out"}
+    assert last["robust"][0]["reason"].startswith("Krum score ")
+    assert last["sites"] == list(names)
+    assert last["mAP"] > runs["plain"][2]["mAP"] + 0.1
+
+
 def test_too_few_updates_end_the_run_with_every_reason(
     tmp_path: Path, sites: Any, job: Any
 ) -> None:

@@ -36,6 +36,14 @@ def test_a_share_never_falls_below_the_quorum() -> None:
         {"participation": 1.5},
         {"weight_by": "luck"},
         {"quorum": 3},
+        {"robust": {"rule": "krum"}},
+        {"robust": {"rule": "krum", "num_malicious": 1}, "min_sites": 4},
+        {"robust": {"rule": "median"}, "min_sites": 2},
+        {
+            "robust": {"rule": "median", "weighted": True},
+            "min_sites": 3,
+            "weight_by": "uniform",
+        },
     ],
 )
 def test_a_wrong_value_is_refused(changes: dict[str, object]) -> None:

@@ -134,3 +134,66 @@ def test_a_wrong_key_is_refused_before_anything_runs() -> None:
         ValidatingAggregator(aggregation={"mode": "mean"})
     with pytest.raises(ConfigError, match="rank"):
         ValidatingAggregator(aggregation={"mode": "svd", "rank": 3})
+
+
+def test_a_rule_screens_factors_before_the_mode_joins_them() -> None:
+    """Five sites on B = 1, 1, 1, 1, -50 with A = 1: without the last the product is exact."""
+    it = ValidatingAggregator(
+        aggregation={"mode": "fedex"}, robust={"rule": "multi_krum", "num_malicious": 1}
+    )
+    it.start_round(0, START)
+    for site, value in zip("abcde", (1, 1, 1, 1, -50), strict=True):
+        it.accept_model(answer(site, [[1, 1]], [[value], [value]], 3))
+    joined = it.average()
+    assert joined[B].tolist() == [[1], [1]]
+    assert [decision.site for decision in it.decisions] == ["e"]
+    assert it.exactness is not None
+    assert it.exactness.overall < 1e-6
+
+
+def test_a_median_of_factors_has_no_exactness_error() -> None:
+    it = ValidatingAggregator(aggregation={"mode": "fedavg"}, robust={"rule": "median"})
+    it.start_round(0, START)
+    for site, value in zip("abc", (1, 2, -50), strict=True):
+        it.accept_model(answer(site, [[1, value]], [[value], [value]], 3))
+    joined = it.average()
+    assert (joined[A].tolist(), joined[B].tolist()) == ([[1, 1]], [[1], [1]])
+    assert it.exactness is None
+
+
+def test_under_a_rule_all_sites_have_the_jobs_rank() -> None:
+    start = {A: torch.ones(2, 2), B: torch.zeros(2, 2)}
+    for robust, refused in ((None, False), ({"rule": "clip", "clip_norm": 9.0}, True)):
+        it = ValidatingAggregator(aggregation={"mode": "svd"}, robust=robust)
+        it.start_round(0, start)
+        small = answer("a", [[1, 1]], [[1], [1]], 3)
+        if refused:
+            with pytest.raises(RejectedUpdateError, match="expected shape"):
+                it.accept_model(small)
+        else:
+            it.accept_model(small)
+
+
+def test_what_does_not_go_together_does_not_start() -> None:
+    with pytest.raises(ConfigError, match="robust rules excludes hetlora"):
+        ValidatingAggregator(
+            aggregation={"mode": "hetlora"}, robust={"rule": "clip", "clip_norm": 1.0}
+        )
+    with pytest.raises(ConfigError, match="excludes LoRA modes with products"):
+        ValidatingAggregator(aggregation={"mode": "stack"}, robust={"rule": "median"})
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("CKKS", "homomorphic encryption excludes robust rules: .*cannot tell a bad update"),
+        ("blockwise8", r"quantized updates \(int8, fp16\) excludes checks"),
+        ("unheard of", "adds plain tensors"),
+    ],
+)
+def test_a_sites_filter_is_refused_by_the_table(name: str, reason: str) -> None:
+    it = ValidatingAggregator(aggregation={"mode": "ffa"}, robust={"rule": "median"})
+    message = answer("a", None, [[1], [0]], 1)
+    message.meta[MetaKey.PROCESSED_ALGORITHM] = name
+    with pytest.raises(RejectedUpdateError, match=f"a: .*{reason}"):
+        it.refuse_processed("a", message)
