@@ -77,7 +77,7 @@ EXCLUSIONS: tuple[Exclusion, ...] = (
     Exclusion(
         Feature.BY_COORDINATE,
         Feature.PRODUCTS,
-        "the mode joins products B A; a median of A and one of B is not a median of B A",
+        "the mode joins products B A, and has no mean of factors that they could replace",
         "take clip, krum, multi_krum or cosine, or mode fedavg, ffa, fedsa or plora",
     ),
     Exclusion(

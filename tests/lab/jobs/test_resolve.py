@@ -104,3 +104,13 @@ def test_the_methods_own_check_sees_the_resolved_job(tmp_path: Path) -> None:
     kind = JobKind("Toy", write(tmp_path).yaml, check=check)
     with pytest.raises(ConfigError, match="seed 13 is unlucky"):
         resolve_job(kind, ["seed=13"])
+
+
+def test_what_does_not_go_together_ends_before_anything_starts(tmp_path: Path) -> None:
+    kind = write(tmp_path, aggregation={"mode": "fedavg"})
+    rule = ["federation.min_sites=3", "federation.robust.rule=median"]
+    assert resolve_job(kind, rule)["federation"]["robust"] == {"rule": "median"}
+    with pytest.raises(ConfigError, match=r"toy\.yaml: median, trimmed_mean excludes LoRA modes"):
+        resolve_job(kind, [*rule, "aggregation.mode=stack"])
+    with pytest.raises(ConfigError, match="min_sites is 1, but robust.rule median needs 3"):
+        resolve_job(kind, rule[1:])

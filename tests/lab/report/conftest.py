@@ -79,6 +79,10 @@ def summary() -> dict[str, Any]:
         "rejected_updates": [
             {"round": 2, "site": "site-2", "reason": "site-2: head_bias holds NaN or infinity"}
         ],
+        "robust_decisions": [
+            {"round": 1, "site": "site-3", "action": "left_out", "reason": "Krum score 7"},
+            {"round": 2, "site": "site-1", "action": "clipped", "reason": "norm 5 cut to 2"},
+        ],
         "measured_on": "global_test",
         "global_test": {
             "num_examples": 1000,

@@ -115,6 +115,7 @@ def test_a_run_below_zero_shot_says_so_and_what_to_do(run_folder: Path) -> None:
 def test_what_went_wrong_stands_in_the_report(run_folder: Path) -> None:
     text = page_of(run_folder).text
     assert "1 update refused by the server" in text
+    assert "2 updates shortened or left out by the robust rule" in text
     assert "head_bias holds NaN or infinity" in text
     assert "site-4 took no part: differs from the majority" in text
 
@@ -157,6 +158,7 @@ def test_a_run_of_nothing_but_the_required_keys_has_a_report(run_folder: Path) -
         bytes_per_site_per_round=[],
         wall_seconds_by_phase={},
         rejected_updates=[],
+        robust_decisions=[],
         global_test=None,
         measured_on="site_histograms",
         thresholds={},

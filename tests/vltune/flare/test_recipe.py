@@ -76,6 +76,25 @@ def test_a_resumed_run_carries_adapter_and_round(tmp_path: Path, job: Any) -> No
     assert (run["run_id"], run["start_round"], run["best"]) == ("run", 1, 0.5)
 
 
+def test_the_robust_rule_goes_to_the_server_and_not_to_the_sites(tmp_path: Path, job: Any) -> None:
+    robust = {"rule": "krum", "num_malicious": 1}
+    app = exported(job(federation={"robust": robust, "min_sites": 5}), tmp_path)
+    server = json.loads((app / "config/config_fed_server.json").read_text())
+    arguments = {part["id"]: part["args"] for part in server["components"]}
+    sent = arguments["aggregator"]["robust"]
+    assert {key: value for key, value in sent.items() if value} == robust
+    assert server["workflows"][0]["args"]["federation"]["robust"] == sent
+    assert "krum" not in (app / "config/vltune_job.json").read_text()
+
+
+def test_what_does_not_go_together_is_not_exported(job: Any) -> None:
+    broken = job(
+        aggregation={"mode": "svd"}, federation={"robust": {"rule": "median"}, "min_sites": 3}
+    )
+    with pytest.raises(ConfigError, match=r"excludes LoRA modes with products.*compatibility\.md"):
+        make_recipe(broken)
+
+
 @pytest.mark.parametrize("key", ["name", "method", "seed", "participant", "federation"])
 def test_a_missing_key_is_named(job: Any, key: str) -> None:
     broken = job()

@@ -53,6 +53,20 @@ def run_exported(job: dict[str, Any], folder: Path, parallel: int = 2) -> Path:
     )
 
 
+@pytest.mark.usefixtures("clean_path")
+def test_a_robust_rule_acts_as_in_a_bare_loop(tmp_path: Path, sites: Any, job: Any) -> None:
+    """Every update is longer than 0.05, so that both sites are clipped in both rounds."""
+    sites()
+    asked = job(federation={"robust": {"rule": "clip", "clip_norm": 0.05}})
+    server = run_exported(asked, tmp_path)
+    records = json.loads((server / "rounds.json").read_text())["rounds"]
+    for record in records[1:]:
+        treated = [(entry["site"], entry["action"]) for entry in record["robust"]]
+        assert treated == [(site, "clipped") for site in NAMES]
+    bare = run_in_process(asked, NAMES, tmp_path / "bare")
+    assert (server / round_file(2)).read_bytes() == (bare / round_file(2)).read_bytes()
+
+
 def states_of(folder: Path) -> list[Path]:
     return sorted((folder / "data of sites").glob("site-*/vltune_state/site-*/*"))
 
