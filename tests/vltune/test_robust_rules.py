@@ -109,8 +109,8 @@ def test_distances_are_numpys() -> None:
 def test_cosines_by_hand() -> None:
     """Directions (1, 0), (0, 1), (-1, 0), whatever their lengths.
 
-    The others' mean of the first is (-1/2, 1/2): cosine -1 / sqrt 2. Of the second it is zero, which
-    is no direction. The third: (1/2, 1/2), cosine -1 / sqrt 2.
+    The others' mean of the first is (-1/2, 1/2): cosine -1 / sqrt 2. Of the second it is zero,
+    which is no direction. The third: (1/2, 1/2), cosine -1 / sqrt 2.
     """
     updates = points([2.0, 0.0], [0.0, 3.0], [-500.0, 0.0])
     expected = [pytest.approx(-(0.5**0.5)), None, pytest.approx(-(0.5**0.5))]

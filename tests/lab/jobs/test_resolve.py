@@ -112,5 +112,5 @@ def test_what_does_not_go_together_ends_before_anything_starts(tmp_path: Path) -
     assert resolve_job(kind, rule)["federation"]["robust"] == {"rule": "median"}
     with pytest.raises(ConfigError, match=r"toy\.yaml: median, trimmed_mean excludes LoRA modes"):
         resolve_job(kind, [*rule, "aggregation.mode=stack"])
-    with pytest.raises(ConfigError, match="min_sites is 1, but robust.rule median needs 3"):
+    with pytest.raises(ConfigError, match=r"min_sites is 1, but robust\.rule median needs 3"):
         resolve_job(kind, rule[1:])
