@@ -170,6 +170,31 @@ def test_a_robust_rule_says_whom_it_left_out_and_the_model_goes_on(
     assert last["mAP"] > runs["plain"][2]["mAP"] + 0.1
 
 
+@pytest.mark.parametrize(
+    ("robust", "reached"),
+    [
+        ({"rule": "none"}, (0.2, 0.4)),
+        ({"rule": "clip", "clip_multiple": 1.0}, (0.98, 1.0)),
+        ({"rule": "median"}, (0.98, 1.0)),
+        ({"rule": "trimmed_mean", "num_malicious": 2}, (0.98, 1.0)),
+        ({"rule": "krum", "num_malicious": 2}, (0.96, 1.0)),
+        ({"rule": "multi_krum", "num_malicious": 2}, (0.98, 1.0)),
+        ({"rule": "cosine"}, (0.98, 1.0)),
+    ],
+    ids=lambda value: value["rule"] if isinstance(value, dict) else "",
+)
+def test_two_of_eight_sites_that_flip_signs(
+    robust: dict[str, Any], reached: tuple[float, float], tmp_path: Path, sites: Any, job: Any
+) -> None:
+    """Ten times the opposite in the last round; docs/robust_aggregation.md has the figures."""
+    names = tuple(f"site-{n}" for n in range(1, 9))
+    sites(names)
+    trouble = {name: [1, "flip"] for name in names[2:4]}
+    asked = job(trouble=trouble, federation={"robust": robust, "min_sites": 7})
+    last = state_of(run_in_process(asked, names, tmp_path / "run"))["rounds"][-1]
+    assert reached[0] < last["mAP"] <= reached[1]
+
+
 def test_too_few_updates_end_the_run_with_every_reason(
     tmp_path: Path, sites: Any, job: Any
 ) -> None:
