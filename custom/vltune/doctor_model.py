@@ -86,7 +86,7 @@ def examine_model(
     """
     try:
         backbone = participant.load_model()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
         cure = WEIGHTS_CURE if isinstance(error, BackboneError | OSError) else "See the message."
         return [failed("backbone", error, cure)], None
     inner: nn.Module = backbone.model
