@@ -191,8 +191,10 @@ def _resources(
         )
     findings.append(check_disk(state, site.state_dir, quota, "disk, state", "of a run's state"))
     if loaded.spec is not None:
-        payload, timeout = payload_bytes(loaded.spec), exported.round_timeout_seconds
-        findings.append(check_timeouts(payload, options.link_mbps, timeout))
+        up = payload_bytes(loaded.spec)
+        down = up + FLOAT_BYTES * loaded.residual
+        timeout = exported.round_timeout_seconds
+        findings.append(check_timeouts(up, down, options.link_mbps, timeout))
     return findings + clock
 
 

@@ -26,20 +26,23 @@ def payload_bytes(spec: SharedSpec) -> int:
     return _FLOAT_BYTES * count
 
 
-def check_timeouts(payload: int, link_mbps: float | None, round_timeout: float | None) -> Finding:
+def check_timeouts(
+    up: int, down: int, link_mbps: float | None, round_timeout: float | None
+) -> Finding:
     """Do both transfers of a round fit into its timeout?
 
-    seconds = 2 * 8 * payload / (10^6 * link_mbps): the global model comes, the update goes.
+    seconds = 8 * (up + down) / (10^6 * link_mbps): the global model comes, the update goes.
 
     Args:
-        payload: Bytes one way.
+        up: Bytes of an update.
+        down: Bytes of the global model, at most.
         link_mbps: Megabits a second of the site's link; None: not known.
         round_timeout: federation.round_timeout_seconds; None: the export does not say.
     """
-    name, size = "timeouts", f"{payload / 1e6:.2f} MB each way a round"
+    name, size = "timeouts", f"{down / 1e6:.2f} MB down and {up / 1e6:.2f} MB up a round"
     if link_mbps is None:
         return Finding(name, "ok", f"{size}; link speed not given")
-    seconds = 16 * payload / (1e6 * link_mbps)
+    seconds = 8 * (up + down) / (1e6 * link_mbps)
     value = f"{size}, {seconds:.1f} s on the link"
     if round_timeout is None:
         return Finding(name, "warn", value, "", "The export does not say round_timeout_seconds.")

@@ -1,5 +1,6 @@
 """The frozen model and what is trained on it, as this site would build them; no data is touched."""
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from vltune.backbones.judges import load_judge
 from vltune.conditions import class_list_hash, conditions_from_mapping
 from vltune.doctor_findings import HASH_SHOWN, Finding, failed
 from vltune.doctor_job import ExportedJob
+from vltune.lora_factors import parse_factor_name
 from vltune.parameters import SharedSpec, describe_difference, shared_state, spec_of
 from vltune.site_config import AnySiteConfig, UnifiedSiteConfig
 
@@ -34,6 +36,7 @@ class LoadedModel:
         spec: Names and shapes of the job's shared tensors; None where they could not be made.
         trained: Numbers that the optimiser moves here.
         rank: Of this site's adapter; None where the method has no LoRA.
+        residual: Most numbers that the server may send beside the shared tensors.
     """
 
     backbone: Any
@@ -41,6 +44,7 @@ class LoadedModel:
     spec: SharedSpec | None = None
     trained: int = 0
     rank: int | None = None
+    residual: int = 0
 
 
 def check_class_list(job: Mapping[str, Any], facts: Mapping[str, str]) -> list[Finding]:
@@ -131,7 +135,18 @@ def _adapter(participant: AnyParticipant, backbone: Any, frozen: int) -> LoadedM
         participant.job, backbone.model, backbone.lora_scope, participant.site.lora_rank
     )
     trained = sum(parameter.numel() for parameter in lora.parameters())
-    return LoadedModel(backbone, frozen, spec_of(lora.initial()), trained, lora.settings.rank)
+    spec, rank = spec_of(lora.initial()), lora.settings.rank
+    residual = largest_residual(spec) if participant.mode.has_residual else 0
+    return LoadedModel(backbone, frozen, spec, trained, rank, residual)
+
+
+def largest_residual(spec: SharedSpec) -> int:
+    """Numbers of a dense residual of every module, D_out x D_in; a smaller one is sent so."""
+    sides: dict[str, dict[str, tuple[int, ...]]] = defaultdict(dict)
+    for name, shape in spec.items():
+        module, kind = parse_factor_name(name)
+        sides[module][kind] = shape
+    return sum(pair["B"][0] * pair["A"][1] for pair in sides.values() if len(pair) == 2)
 
 
 def check_adapter(loaded: LoadedModel, exported: ExportedJob) -> Finding:

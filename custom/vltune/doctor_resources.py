@@ -126,7 +126,13 @@ def check_clock(job: Path, certificate: Path | None, now: float | None = None) -
     cure = "Set this machine's clock (NTP)."
     early = written - here
     if early > CLOCK_SLACK_SECONDS:
-        clock = Finding("clock", "fail", said, f"the job is {early:.0f} s younger", cure)
+        clock = Finding(
+            "clock",
+            "fail",
+            said,
+            f"later than the job, which is dated {early:.0f} s from now",
+            cure,
+        )
     else:
         clock = Finding("clock", "ok", said)
     return [clock] if certificate is None else [clock, _check_certificate(certificate, here)]

@@ -30,6 +30,7 @@ from vltune.config import ConfigError
 from vltune.doctor import Options, Report, examine, locate_site
 from vltune.doctor_findings import DoctorError, Finding
 from vltune.doctor_job import read_exported_job
+from vltune.doctor_model import largest_residual
 
 pytestmark = [
     pytest.mark.slow,
@@ -260,6 +261,18 @@ def test_timeout_too_short(labels_job: Path, site: Path) -> None:
     assert "round_timeout_seconds=" in slow.cure
 
 
+def test_a_residual_comes_down_on_top(answers: tuple[Path, Path]) -> None:
+    """FedEx: beside A (2, D_in) and B (D_out, 2) at most D_out x D_in of each module."""
+    job, site = answers
+    assert largest_residual({"base_model.model.x.lora_A.weight": (2, 5)}) == 0
+    both = {"base_model.model.x.lora_A.weight": (2, 5), "base_model.model.x.lora_B.weight": (7, 2)}
+    assert largest_residual(both) == 35
+    plain = found(diagnose(job, site), "timeouts").value
+    change(job / "app/config/vltune_job.json", aggregation={"mode": "fedex"})
+    fedex = found(diagnose(job, site), "timeouts").value
+    assert float(fedex.split()[0]) > float(plain.split()[0])
+
+
 def test_another_kind_of_data(labels_job: Path, answers: tuple[Path, Path], site: Path) -> None:
     assert "job and site" in reds(diagnose(answers[0], site))
 
@@ -321,6 +334,20 @@ def test_no_job(tmp_path: Path) -> None:
 def test_no_site(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"vltune_site\.yaml"):
         locate_site(None, tmp_path)
+
+
+def test_the_file_of_the_startup_kit(labels_job: Path, site: Path, tmp_path: Path) -> None:
+    kit = tmp_path / "hospital-a"
+    (kit / "local").mkdir(parents=True)
+    edit(site).rename(kit / "local" / "vltune_site.yaml")
+    for part in ("train", "validation"):
+        (site.parent / part).rename(kit / "local" / part)
+    config, name = locate_site(None, kit)
+    assert name == "hospital-a"
+    report = examine(read_exported_job(labels_job), config, name, Options(kit=kit))
+    # The data are green; the rest of the kit is not there.
+    assert reds(report) == ["certificate", "ports"]
+    assert found(report, "authorization").status == "warn"
 
 
 def test_wrong_options() -> None:

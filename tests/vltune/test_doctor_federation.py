@@ -26,14 +26,14 @@ def test_payload_by_hand() -> None:
     [(16.0, 10.0, "ok"), (16.0, 1.5, "warn"), (16.0, 1.0, "fail"), (16.0, None, "warn")],
 )
 def test_timeouts_by_hand(mbps: float, timeout: float | None, status: str) -> None:
-    finding = check_timeouts(MEGABYTE, mbps, timeout)
+    finding = check_timeouts(MEGABYTE, MEGABYTE, mbps, timeout)
     assert finding.status == status
     assert "1.0 s" in finding.value
 
 
 def test_link_speed_unknown() -> None:
-    finding = check_timeouts(MEGABYTE, None, 1.0)
-    assert (finding.status, "1.00 MB" in finding.value) == ("ok", True)
+    finding = check_timeouts(MEGABYTE, MEGABYTE, None, 1.0)
+    assert (finding.status, "1.00 MB up" in finding.value) == ("ok", True)
 
 
 def write_kit(folder: Path, target: str) -> Path:
