@@ -27,7 +27,7 @@ from vltune.doctor_model import (
     AnyParticipant,
     LoadedModel,
     check_class_list,
-    check_judge,
+    examine_judge,
     examine_model,
 )
 from vltune.doctor_resources import (
@@ -134,7 +134,7 @@ def examine(
     loaded = None
     if participant is not None:
         found, loaded = examine_model(participant, exported)
-        findings += [*found, *_guarded("judge", lambda: check_judge(exported.job, site))]
+        findings += [*found, *_guarded("judge", lambda: examine_judge(exported.job, site))]
     data = examine_data(site, exported.job, None if loaded is None else loaded.backbone)
     findings += data.findings
     findings += _resources(exported, site, loaded, data, options, min(limits, default=None))

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from vltune.algorithms.answer_data import load_answer_data
 from vltune.algorithms.encoded_drawings import TargetCache
-from vltune.algorithms.encoded_records import TokenCache, fitting
+from vltune.algorithms.encoded_records import TokenCache, fitting, fitting_prompts
 from vltune.algorithms.unified_data import UnifiedPart, load_unified_data
 from vltune.backbones.unified import UnifiedBackbone
 from vltune.data.image_text import ImageTextSamples
@@ -158,17 +159,33 @@ def _answer_part(
     value = f"{len(samples.records)} records of {len(samples.images)} images"
     if samples.num_duplicates:
         value += f", {samples.num_duplicates} twice"
-    if backbone is not None:
+    return _fit(
+        name,
+        value,
+        samples,
+        None
+        if backbone is None
+        else lambda: fitting(
+            samples,
+            backbone,
+            max_share=site.max_skipped_share,
+            max_answer_tokens=int(job.get("max_answer_tokens", backbone.max_answer_tokens)),
+        ),
+    )
+
+
+def _fit(
+    name: str,
+    value: str,
+    samples: ImageTextSamples,
+    fit: Callable[[], ImageTextSamples] | None,
+) -> Finding:
+    """Count records that are too long for the model; `fit` leaves them out or refuses."""
+    if fit is not None:
         try:
-            kept = fitting(
-                samples,
-                backbone,
-                max_share=site.max_skipped_share,
-                max_answer_tokens=int(job.get("max_answer_tokens", backbone.max_answer_tokens)),
-            )
+            num_long = len(samples.records) - len(fit().records)
         except ValueError as error:
             return Finding(name, "fail", f"{value}, too many too long", "", LONG_CURE, str(error))
-        num_long = len(samples.records) - len(kept.records)
         if num_long:
             return Finding(name, "warn", f"{value}, {num_long} too long", "0", LONG_CURE)
     return _skipped(name, value, samples.num_skipped)
@@ -209,10 +226,24 @@ def _unified_part(
     if part.samples.drawing is not None:
         drawn = part.samples.drawing
         value = f"{len(drawn.records)} captions of {len(drawn.images)} images"
-        findings.append(_skipped(f"data {name}, captions", value, drawn.num_skipped))
+        fit = None
+        if isinstance(backbone, UnifiedBackbone):
+            fit = partial(fitting_prompts, drawn, backbone, max_share=site.max_skipped_share)
+        findings.append(_fit(f"data {name}, captions", value, drawn, fit))
     if part.prompts:
-        findings.append(Finding(f"data {name}, prompts", "ok", f"{len(part.prompts)} prompts"))
+        findings.append(_prompts(f"data {name}, prompts", part, backbone))
     return findings
+
+
+def _prompts(name: str, part: UnifiedPart, backbone: Any | None) -> Finding:
+    """Prompts to draw for; none may be left out, or sites would be judged on other ones."""
+    value = f"{len(part.prompts)} prompts"
+    if backbone is not None:
+        lengths = backbone.count_tokens([prompt.prompt for prompt in part.prompts])
+        num_long = sum(length > backbone.max_prompt_tokens for length in lengths)
+        if num_long:
+            return Finding(name, "fail", f"{value}, {num_long} too long", "0", "Shorten them.")
+    return Finding(name, "ok", value)
 
 
 def _new_bytes(

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
@@ -16,6 +16,8 @@ from vltune.backbones.judges import load_judge
 from vltune.conditions import class_list_hash, conditions_from_mapping
 from vltune.doctor_findings import HASH_SHOWN, Finding, failed
 from vltune.doctor_job import ExportedJob
+from vltune.geneval import check_judge
+from vltune.geneval_prompts import read_prompts
 from vltune.lora_factors import parse_factor_name
 from vltune.parameters import SharedSpec, describe_difference, shared_state, spec_of
 from vltune.site_config import AnySiteConfig, UnifiedSiteConfig
@@ -169,7 +171,7 @@ def check_adapter(loaded: LoadedModel, exported: ExportedJob) -> Finding:
     return Finding("adapter", "ok", value, "the resumed run's tensors")
 
 
-def check_judge(job: Mapping[str, Any], site: AnySiteConfig) -> list[Finding]:
+def examine_judge(job: Mapping[str, Any], site: AnySiteConfig) -> list[Finding]:
     """The judge of drawn pictures, where the site has prompts to draw for; else nothing."""
     if not isinstance(site, UnifiedSiteConfig):
         return []
@@ -177,8 +179,6 @@ def check_judge(job: Mapping[str, Any], site: AnySiteConfig) -> list[Finding]:
     if all(part.prompts is None for part in parts):
         return []
     # Behind this is transformers, for which the other jobs should not wait.
-    from dataclasses import replace
-
     from vltune.algorithms.fedumm import read_job
 
     config, _, _ = read_job(job)
@@ -188,7 +188,13 @@ def check_judge(job: Mapping[str, Any], site: AnySiteConfig) -> list[Finding]:
     own = site.weights.get("judge")
     chosen = config.judge if own is None else replace(config.judge, weights=str(own))
     try:
-        load_judge(chosen, site.device)
+        judge = load_judge(chosen, site.device)
     except ValueError as error:
         return [failed("judge", error, "Give its folder under `weights: {judge: ...}`.")]
+    try:
+        for path in (part.prompts for part in parts if part.prompts is not None):
+            check_judge(judge, read_prompts(path))
+    except ValueError as error:
+        cure = "Leave prompts out that it cannot judge, or take another judge."
+        return [failed("judge", error, cure, expected="knows the classes of all prompts")]
     return [Finding("judge", "ok", chosen.kind)]

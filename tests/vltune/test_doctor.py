@@ -178,6 +178,29 @@ def test_prompts_without_a_judge(tmp_path: Path) -> None:
     assert reds(diagnose(*unified(tmp_path, judge=None))) == ["judge"]
 
 
+def test_prompts_that_the_judge_does_not_know(tmp_path: Path) -> None:
+    job, site = unified(tmp_path)
+    prompt = unified_sites.PROMPT | {"include": [{"class": "unicorn", "count": 1}]}
+    (site.parent / "prompts.jsonl").write_text(json.dumps(prompt) + "\n")
+    report = diagnose(job, site)
+    assert reds(report) == ["judge"]
+    assert "unicorn" in found(report, "judge").private
+
+
+def test_texts_that_are_too_long(tmp_path: Path) -> None:
+    job, site = unified(tmp_path)
+    path = site.parent / "captions.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(row | {"caption": "dog " * 999}) + "\n" for row in rows))
+    prompt = unified_sites.PROMPT | {"prompt": "a dog " * 999}
+    (site.parent / "prompts.jsonl").write_text(json.dumps(prompt) + "\n")
+    assert [name for name in reds(diagnose(job, site)) if "prompts" in name] == [
+        "data validation, prompts",
+        "data test, prompts",
+    ]
+    assert "data train, captions" in reds(diagnose(job, site))
+
+
 def test_captions_for_a_backbone_that_cannot_draw(tmp_path: Path, florence: Path) -> None:
     backbone = {"model": "florence2-tiny", "weights": str(florence)}
     assert "drawing" in reds(diagnose(*unified(tmp_path, backbone=backbone)))
