@@ -1,5 +1,6 @@
 """`vltune`: the site's own commands. The lab adds its commands through an entry point."""
 
+import json
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -32,6 +33,57 @@ Weights = Annotated[str, typer.Option("--weights", help="Its weights; default: t
 def version() -> None:
     """Print the version."""
     _say(__version__)
+
+
+@app.command()
+def doctor(  # noqa: PLR0913 - typer: an argument an option
+    job: Annotated[Path, typer.Option("--job", help="Folder of the exported job.")],
+    site: Annotated[
+        list[Path] | None, typer.Option("--site", help="A vltune_site.yaml; may be repeated.")
+    ] = None,
+    kit: Annotated[
+        Path | None,
+        typer.Option("--startup-kit", help="The FLARE site's folder with startup/ and local/."),
+    ] = None,
+    lock: Annotated[
+        Path | None, typer.Option(help="Compare versions with this lock file, not the export's.")
+    ] = None,
+    link_mbps: Annotated[
+        float | None, typer.Option(help="Speed of the link to the server, megabits a second.")
+    ] = None,
+    disk_quota_mb: Annotated[float | None, typer.Option(help="Disk that may be used.")] = None,
+    memory_limit_mb: Annotated[float | None, typer.Option(help="Memory that may be used.")] = None,
+    deep: Annotated[bool, typer.Option("--deep", help="Encode every image, too.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, without a path.")] = False,
+    private: Annotated[
+        bool, typer.Option("--private", help="With --json: also what must not leave the site.")
+    ] = False,
+) -> None:
+    """Say whether this site can run a job; exit status 0 if nothing fails, else 1."""
+    # Behind this is peft, for which the other commands should not wait.
+    from vltune.doctor import Options, examine, locate_site
+    from vltune.doctor_job import read_exported_job
+    from vltune.doctor_table import print_report
+
+    options = Options(kit, lock, link_mbps, _bytes(disk_quota_mb), _bytes(memory_limit_mb), deep)
+    exported = read_exported_job(job)
+    reports = []
+    files: list[Path | None] = [*site] if site else [None]
+    for file in files:
+        config, name = locate_site(file, kit)
+        reports.append(examine(exported, config, name, options))
+    if as_json:
+        content = [report.to_mapping(private=private) for report in reports]
+        typer.echo(json.dumps({"job": exported.job.get("name"), "sites": content}, indent=2))
+    else:
+        for report in reports:
+            print_report(report, Console())
+    if any(report.status == "fail" for report in reports):
+        raise typer.Exit(1)
+
+
+def _bytes(megabytes: float | None) -> int | None:
+    return None if megabytes is None else int(1e6 * megabytes)
 
 
 def _say(text: str) -> None:

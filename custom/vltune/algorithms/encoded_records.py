@@ -176,6 +176,10 @@ class TokenCache:
         """Whether this content was decoded and encoded before."""
         return self._cache.holds_content(digest)
 
+    def estimate_bytes(self, num_images: int) -> int:
+        """Disk space of `num_images` different images."""
+        return self._cache.estimate_bytes(num_images)
+
     def encode(
         self, samples: ImageTextSamples, *, batch_size: int, should_stop: ShouldStop
     ) -> EncodedRecords:

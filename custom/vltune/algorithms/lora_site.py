@@ -116,12 +116,7 @@ class LoraParticipant:
     def prepare(self, should_stop: ShouldStop) -> Handshake:
         """Load model and data, encode each image once, put LoRA on."""
         began = time.perf_counter()
-        backbone = self.backbone = self._load_backbone()
-        if self.job.max_answer_tokens > backbone.max_answer_tokens:
-            raise ConfigError(
-                f"max_answer_tokens is {self.job.max_answer_tokens}, the model has "
-                f"{backbone.max_answer_tokens} positions. Lower it."
-            )
+        backbone = self.backbone = self.load_model()
         self.task = self._build_task(backbone, should_stop)
         self.lora = SiteLora(self.job, backbone.model, backbone.lora_scope, self.site.lora_rank)
         self.task.begin(self.lora.model)
@@ -147,6 +142,21 @@ class LoraParticipant:
             },
             own_spec=spec_of(self.lora.shared()),
         )
+
+    def load_model(self) -> VisionLanguageBackbone:
+        """Load the frozen model; neither LoRA nor data are touched.
+
+        Raises:
+            BackboneError: It cannot be loaded.
+            ConfigError: The job asks for longer answers than it has positions.
+        """
+        backbone = self._load_backbone()
+        if self.job.max_answer_tokens > backbone.max_answer_tokens:
+            raise ConfigError(
+                f"max_answer_tokens is {self.job.max_answer_tokens}, the model has "
+                f"{backbone.max_answer_tokens} positions. Lower it."
+            )
+        return backbone
 
     def evaluate(self, shared: dict[str, Tensor]) -> Evaluation:
         """Measure the received factors with the site's own ones on its validation records."""

@@ -23,6 +23,8 @@ from nvflare.recipe.spec import Recipe
 import vltune
 from vltune.conditions import class_list_hash
 from vltune.config import ConfigError, from_mapping, to_mapping
+from vltune.doctor_job import VERSIONS_FILE
+from vltune.doctor_versions import code_hash, installed_versions
 from vltune.flare.aggregator import ValidatingAggregator, lora_aggregation
 from vltune.flare.controller import FederationController, RunConfig
 from vltune.flare.exchange import TASKS
@@ -135,6 +137,13 @@ class FederatedRecipe(Recipe):
         path.write_text(
             json.dumps(site_job(job), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         )
+        fed_job.add_file_to_clients(str(path), app_folder_type="config")
+        made_with = {
+            "versions": installed_versions(),
+            "code": code_hash(Path(vltune.__file__).parent),
+        }
+        path = self._folder / VERSIONS_FILE
+        path.write_text(json.dumps(made_with, indent=2) + "\n")
         fed_job.add_file_to_clients(str(path), app_folder_type="config")
 
     def _add_code(self, fed_job: FedJob) -> None:
