@@ -77,6 +77,12 @@ def _copy(value: Any) -> Any:
     return {key: _copy(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
+def from_part(cls: type[T], mapping: Mapping[str, Any], source: str) -> T:
+    """Build `cls` from those keys of a larger mapping that are fields of it; see `from_mapping`."""
+    fields = cls.__dataclass_fields__  # type: ignore[attr-defined] # cls is a dataclass
+    return from_mapping(cls, {key: mapping[key] for key in fields if key in mapping}, source)
+
+
 def from_mapping(cls: type[T], mapping: Mapping[str, Any], source: str) -> T:
     """Build the frozen dataclass `cls` (nested ones too) from `mapping`.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from vltune.algorithms.answer_data import load_answer_data
 from vltune.algorithms.encoded_drawings import TargetCache
-from vltune.algorithms.encoded_records import TokenCache, fitting, fitting_prompts
+from vltune.algorithms.encoded_records import TokenCache, count_too_long, fitting, fitting_prompts
 from vltune.algorithms.unified_data import UnifiedPart, load_unified_data
 from vltune.backbones.unified import UnifiedBackbone
 from vltune.data.image_text import ImageTextSamples
@@ -239,8 +239,7 @@ def _prompts(name: str, part: UnifiedPart, backbone: Any | None) -> Finding:
     """Prompts to draw for; none may be left out, or sites would be judged on other ones."""
     value = f"{len(part.prompts)} prompts"
     if backbone is not None:
-        lengths = backbone.count_tokens([prompt.prompt for prompt in part.prompts])
-        num_long = sum(length > backbone.max_prompt_tokens for length in lengths)
+        num_long, _ = count_too_long([prompt.prompt for prompt in part.prompts], backbone)
         if num_long:
             return Finding(name, "fail", f"{value}, {num_long} too long", "0", "Shorten them.")
     return Finding(name, "ok", value)

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
@@ -175,24 +175,22 @@ def examine_judge(job: Mapping[str, Any], site: AnySiteConfig) -> list[Finding]:
     """The judge of drawn pictures, where the site has prompts to draw for; else nothing."""
     if not isinstance(site, UnifiedSiteConfig):
         return []
-    parts = [part for part in (site.validation, site.test) if part is not None]
-    if all(part.prompts is None for part in parts):
+    if not site.prompt_files:
         return []
     # Behind this is transformers, for which the other jobs should not wait.
-    from vltune.algorithms.fedumm import read_job
+    from vltune.algorithms.fedumm import JUDGE, read_job
 
     config, _, _ = read_job(job)
     if config.judge is None:
         cure = "Name a judge in the job, or remove `prompts` from vltune_site.yaml."
         return [Finding("judge", "fail", "none", "one, for the site's prompts", cure)]
-    own = site.weights.get("judge")
-    chosen = config.judge if own is None else replace(config.judge, weights=str(own))
+    chosen = site.with_own_weights(config.judge, JUDGE)
     try:
         judge = load_judge(chosen, site.device)
     except ValueError as error:
         return [failed("judge", error, "Give its folder under `weights: {judge: ...}`.")]
     try:
-        for path in (part.prompts for part in parts if part.prompts is not None):
+        for path in site.prompt_files:
             check_judge(judge, read_prompts(path))
     except ValueError as error:
         cure = "Leave prompts out that it cannot judge, or take another judge."

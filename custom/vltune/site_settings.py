@@ -1,9 +1,9 @@
 """The kinds of site: what each one's `vltune_site.yaml` may say. Read by `vltune.site_config`."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 from vltune.site_data import AnswerSplit, Split, UnifiedSplit, VqaSplit
 
@@ -11,6 +11,17 @@ _DEVICE = re.compile(r"cpu|cuda(:\d{1,3})?")
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
+class HasWeights(Protocol):
+    """A dataclass that says where weights are."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def weights(self) -> str:
+        """Folder, file or hub id."""
+
+
+WeightsT = TypeVar("WeightsT", bound=HasWeights)
 AnySplit = Split | AnswerSplit | VqaSplit | UnifiedSplit
 
 
@@ -46,6 +57,11 @@ class SiteSettings:
             raise ValueError(unsafe_name(self.site))
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads is {self.threads}; expected at least 1, or leave it out")
+
+    def with_own_weights(self, config: WeightsT, name: str) -> WeightsT:
+        """A model's configuration with this site's own copy of `name`, where the site has one."""
+        own = self.weights.get(name)
+        return config if own is None else replace(config, weights=str(own))
 
     def private_paths(self) -> list[Path]:
         """Paths that no message to the server may show."""
@@ -201,6 +217,12 @@ class UnifiedSiteConfig(AnswerSettings):
         super().__post_init__()
         if self.train.prompts is not None:
             raise ValueError("train: prompts are drawn to measure; name them under validation")
+
+    @property
+    def prompt_files(self) -> list[Path]:
+        """Files of prompts that this site has pictures drawn and judged for."""
+        parts = [part for part in (self.validation, self.test) if part is not None]
+        return [part.prompts for part in parts if part.prompts is not None]
 
 
 QuestionSiteConfig = AnswerSiteConfig | VqaSiteConfig

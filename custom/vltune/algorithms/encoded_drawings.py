@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vltune.algorithms.encoded_records import encode_or_stop
+from vltune.algorithms.encoded_records import ContentCache, kept_rows
 from vltune.backbones.unified import UnifiedBackbone
 from vltune.data.image_text import ImageTextSamples, Record
-from vltune.features import FeatureCache, FeatureSet
+from vltune.features import FeatureSet
 from vltune.participant import ShouldStop
 
 _BASE = 1024
@@ -45,9 +45,7 @@ class EncodedDrawings:
         """Read some captions with their targets from the memory-mapped cache."""
         chosen = [self.records[index] for index in indices.tolist()]
         rows = [record.image for record in chosen]
-        first = torch.from_numpy(self.features.image_features[rows]).float()
-        others = torch.from_numpy(self.features.patch_features[rows]).float()
-        kept = torch.cat([first[:, None], others], dim=1)  # (B, T, D)
+        kept = kept_rows(self.features, rows)  # (B, T, D)
         if self.are_codes:
             digits = kept.long()
             kept = digits[..., 0] * _BASE + digits[..., 1]
@@ -80,8 +78,8 @@ class _Rows(NamedTuple):
     image_features: Tensor
 
 
-class TargetCache:
-    """Targets of one generator, each content encoded once.
+class TargetCache(ContentCache):
+    """Targets of one generator.
 
     Args:
         folder: The site's cache folder.
@@ -89,25 +87,13 @@ class TargetCache:
     """
 
     def __init__(self, folder: Path, backbone: UnifiedBackbone) -> None:
-        self._tower = _TargetTower(backbone)
-        self._cache = FeatureCache(folder, self._tower)
-
-    def holds(self, digest: bytes) -> bool:
-        """Whether this content was decoded and encoded before."""
-        return self._cache.holds_content(digest)
-
-    def estimate_bytes(self, num_images: int) -> int:
-        """Disk space of `num_images` different images."""
-        return self._cache.estimate_bytes(num_images)
+        tower = _TargetTower(backbone)
+        super().__init__(folder, tower)
+        self._are_codes = tower.are_codes
 
     def encode(
         self, samples: ImageTextSamples, *, batch_size: int, should_stop: ShouldStop
     ) -> EncodedDrawings:
-        """Return a split's captions with their targets, encoding what is not there yet.
-
-        Raises:
-            FeatureCacheError: The folder cannot be written.
-            TrainingStopped: `should_stop` returned True.
-        """
-        features = encode_or_stop(self._cache, samples, batch_size, should_stop)
-        return EncodedDrawings(samples.records, features, self._tower.are_codes)
+        """A split's captions with their targets; see `features`."""
+        features = self.features(samples, batch_size=batch_size, should_stop=should_stop)
+        return EncodedDrawings(samples.records, features, self._are_codes)

@@ -1,6 +1,7 @@
 """A site's prompts and answers beside the image tokens of the frozen vision tower."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +13,7 @@ from vltune.backbones.vision_language import VisionLanguageBackbone
 from vltune.data.image_sources import read_source
 from vltune.data.image_text import ImageTextSamples, Record
 from vltune.data.rows import RecordError
-from vltune.features import EncodingStopped, FeatureCache, FeatureSet
+from vltune.features import EncodingStopped, FeatureCache, FeatureSet, ImageTower
 from vltune.participant import ShouldStop
 from vltune.training import TrainingStopped
 
@@ -51,15 +52,20 @@ class EncodedRecords:
         """Read some records with their image tokens from the memory-mapped cache as fp32."""
         chosen = [self.records[index] for index in indices.tolist()]
         rows = [record.image for record in chosen]
-        first = torch.from_numpy(self.features.image_features[rows]).float()
-        others = torch.from_numpy(self.features.patch_features[rows]).float()
         return AnswerBatch(
-            torch.cat([first[:, None], others], dim=1),
+            kept_rows(self.features, rows),
             [record.prompt for record in chosen],
             [record.answers[0] for record in chosen],
             [record.rejected for record in chosen],
             indices,
         )
+
+
+def kept_rows(features: FeatureSet, rows: Sequence[int]) -> Tensor:
+    """Whole rows of the cache, (B, 1 + M, D) fp32."""
+    first = torch.from_numpy(features.image_features[rows]).float()
+    others = torch.from_numpy(features.patch_features[rows]).float()
+    return torch.cat([first[:, None], others], dim=1)
 
 
 class _CacheView:
@@ -161,16 +167,22 @@ def fitting_prompts(
     return replace(samples, records=kept)
 
 
-class TokenCache:
-    """Image tokens of one vision tower, each content encoded once.
+def count_too_long(prompts: Sequence[str], backbone: VisionLanguageBackbone) -> tuple[int, int]:
+    """How many prompts have more tokens than the model takes, and the most tokens of one."""
+    lengths = backbone.count_tokens(prompts)
+    return sum(length > backbone.max_prompt_tokens for length in lengths), max(lengths, default=0)
+
+
+class ContentCache:
+    """What a frozen tower gives for images, each content encoded once.
 
     Args:
         folder: The site's cache folder.
-        tower: Frozen.
+        tower: The tower as `FeatureCache` knows backbones.
     """
 
-    def __init__(self, folder: Path, tower: VisionLanguageBackbone) -> None:
-        self._cache = FeatureCache(folder, _CacheView(tower))
+    def __init__(self, folder: Path, tower: ImageTower) -> None:
+        self._cache = FeatureCache(folder, tower)
 
     def holds(self, digest: bytes) -> bool:
         """Whether this content was decoded and encoded before."""
@@ -180,35 +192,41 @@ class TokenCache:
         """Disk space of `num_images` different images."""
         return self._cache.estimate_bytes(num_images)
 
-    def encode(
+    def features(
         self, samples: ImageTextSamples, *, batch_size: int, should_stop: ShouldStop
-    ) -> EncodedRecords:
-        """Return a split's records with their image tokens, encoding what is not there yet.
+    ) -> FeatureSet:
+        """Features of a split's images, encoding what is not there yet.
 
         Raises:
             FeatureCacheError: The folder cannot be written.
             TrainingStopped: `should_stop` returned True.
         """
-        features = encode_or_stop(self._cache, samples, batch_size, should_stop)
-        return EncodedRecords(samples.records, features)
+        try:
+            return self._cache.encode_contents(
+                samples.digests,
+                samples.images,
+                read_source,
+                batch_size=batch_size,
+                should_stop=should_stop,
+            )
+        except EncodingStopped as stopped:
+            raise TrainingStopped(str(stopped)) from stopped
 
 
-def encode_or_stop(
-    cache: FeatureCache, samples: ImageTextSamples, batch_size: int, should_stop: ShouldStop
-) -> FeatureSet:
-    """Encode a split's images that are not in the cache yet.
+class TokenCache(ContentCache):
+    """Image tokens of one vision tower.
 
-    Raises:
-        FeatureCacheError: The folder cannot be written.
-        TrainingStopped: `should_stop` returned True.
+    Args:
+        folder: The site's cache folder.
+        tower: Frozen.
     """
-    try:
-        return cache.encode_contents(
-            samples.digests,
-            samples.images,
-            read_source,
-            batch_size=batch_size,
-            should_stop=should_stop,
-        )
-    except EncodingStopped as stopped:
-        raise TrainingStopped(str(stopped)) from stopped
+
+    def __init__(self, folder: Path, tower: VisionLanguageBackbone) -> None:
+        super().__init__(folder, _CacheView(tower))
+
+    def encode(
+        self, samples: ImageTextSamples, *, batch_size: int, should_stop: ShouldStop
+    ) -> EncodedRecords:
+        """A split's records with their image tokens; see `features`."""
+        features = self.features(samples, batch_size=batch_size, should_stop=should_stop)
+        return EncodedRecords(samples.records, features)

@@ -6,7 +6,7 @@ aggregation mode of `lora_modes`, a conflict meter, and directions of its own fo
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,13 @@ from vltune.backbones.checkpoint import BackboneConfig
 from vltune.backbones.judges import JudgeConfig, load_judge
 from vltune.backbones.registry import load_backbone
 from vltune.backbones.vision_language import VisionLanguageBackbone
-from vltune.config import ConfigError, from_mapping
+from vltune.config import ConfigError, from_part
 from vltune.participant import ShouldStop
 from vltune.site_config import AnySiteConfig, require_unified
 from vltune.task_routing import check_mode, directions_of
+
+JUDGE = "judge"
+"""Key under a site's `weights` of its own copy of the judge."""
 
 
 @dataclass(frozen=True)
@@ -98,10 +101,8 @@ def read_job(job: Mapping[str, Any]) -> tuple[FedUMMConfig, LoraJob, UnifiedChoi
     Raises:
         ConfigError: A value is wrong, or the aggregation cannot keep routed tasks apart.
     """
-    own = {key: job[key] for key in FedUMMConfig.__dataclass_fields__ if key in job}
-    config = from_mapping(FedUMMConfig, own, "the job")
-    known = {key: job[key] for key in LoraJob.__dataclass_fields__ if key in job}
-    parsed = from_mapping(LoraJob, known, "the job")
+    config = from_part(FedUMMConfig, job, "the job")
+    parsed = from_part(LoraJob, job, "the job")
     directions = None
     if config.tasks.routing:
         check_mode(parsed.aggregation.description)
@@ -137,17 +138,13 @@ def build_participant(
     data = require_unified(site)
 
     def load() -> VisionLanguageBackbone:
-        local = data.weights.get(config.backbone.model)
-        found = config.backbone if local is None else replace(config.backbone, weights=str(local))
+        found = data.with_own_weights(config.backbone, config.backbone.model)
         return load_backbone(found, data.device)
 
     def build_task(backbone: VisionLanguageBackbone, should_stop: ShouldStop) -> UnifiedTask:
         judge = None
-        parts = [data.validation] if data.test is None else [data.validation, data.test]
-        if config.judge is not None and any(part.prompts is not None for part in parts):
-            own = data.weights.get("judge")
-            chosen = config.judge if own is None else replace(config.judge, weights=str(own))
-            judge = load_judge(chosen, data.device)
+        if config.judge is not None and data.prompt_files:
+            judge = load_judge(data.with_own_weights(config.judge, JUDGE), data.device)
         return UnifiedTask(parsed, choice, data, judge, backbone, should_stop)
 
     return LoraParticipant(parsed, load, build_task, data, site_name, state_dir)

@@ -9,7 +9,7 @@ learns to prefer it, measured against the model without LoRA.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +26,7 @@ from vltune.algorithms.lora_site import LoraParticipant
 from vltune.backbones.checkpoint import BackboneConfig
 from vltune.backbones.registry import load_backbone
 from vltune.backbones.vision_language import VisionLanguageBackbone
-from vltune.config import ConfigError, from_mapping
+from vltune.config import ConfigError, from_part
 from vltune.lora import without_lora
 from vltune.site_config import AnySiteConfig, require_answers
 
@@ -144,10 +144,8 @@ def build_participant(
         ConfigError: The job, or the site's kind of data, is wrong.
     """
     torch.set_num_threads(max(1, threads))
-    own = {key: job[key] for key in FedVLMConfig.__dataclass_fields__ if key in job}
-    config = from_mapping(FedVLMConfig, own, "the job")
-    known = {key: job[key] for key in LoraJob.__dataclass_fields__ if key in job}
-    parsed = from_mapping(LoraJob, known, "the job")
+    config = from_part(FedVLMConfig, job, "the job")
+    parsed = from_part(LoraJob, job, "the job")
     answers = require_answers(site)
 
     def objective(
@@ -158,8 +156,7 @@ def build_participant(
         return lambda batch: sft_loss(backbone, batch)
 
     def load() -> VisionLanguageBackbone:
-        local = answers.weights.get(config.backbone.model)
-        found = config.backbone if local is None else replace(config.backbone, weights=str(local))
+        found = answers.with_own_weights(config.backbone, config.backbone.model)
         return load_backbone(found, answers.device)
 
     build_task = partial(AnswerTask, parsed, answers, objective)

@@ -7,7 +7,7 @@ received and local training are the same for all of them.
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,7 +24,7 @@ from vltune.algorithms.encoded_split import (
 )
 from vltune.backbones.clip import BackboneConfig, ClipBackbone, load_clip
 from vltune.conditions import ConditionSet, conditions_from_mapping
-from vltune.config import ConfigError, from_mapping
+from vltune.config import ConfigError, from_part
 from vltune.evaluation import evaluate_scores, predict_scores
 from vltune.metrics import multilabel_metrics
 from vltune.parameters import (
@@ -244,8 +244,7 @@ class MultiLabelParticipant:
         )
 
     def _backbone_config(self) -> BackboneConfig:
-        own = self.site.weights.get(self.job.backbone.model)
-        return self.job.backbone if own is None else replace(self.job.backbone, weights=str(own))
+        return self.site.with_own_weights(self.job.backbone, self.job.backbone.model)
 
     def encode_split(self, split: Split, should_stop: ShouldStop = lambda: False) -> EncodedSplit:
         """Read a split of this site; see `encoded_split.encode_split`."""
@@ -286,8 +285,7 @@ def make_participant(
         ConfigError: The job is wrong.
         ConditionError: The condition cache was made for another class list.
     """
-    known = {key: job[key] for key in MultiLabelJob.__dataclass_fields__ if key in job}
-    parsed = from_mapping(MultiLabelJob, known, "the job")
+    parsed = from_part(MultiLabelJob, job, "the job")
     conditions = conditions_from_mapping(
         parsed.conditions, parsed.classnames, "the job's conditions"
     )

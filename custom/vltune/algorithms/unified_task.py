@@ -6,8 +6,7 @@ tasks is its mix of records. Over a batch of B records,
     L = (w_u sum_i L_u(i) + w_g sum_j L_g(j)) / B.
 """
 
-import logging
-from collections.abc import Callable
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,35 +15,23 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from vltune.algorithms.encoded_drawings import DrawingBatch, EncodedDrawings, TargetCache
-from vltune.algorithms.encoded_records import (
-    AnswerBatch,
-    EncodedRecords,
-    TokenCache,
-    fitting,
-    fitting_prompts,
-)
+from vltune.algorithms.encoded_drawings import DrawingBatch
+from vltune.algorithms.encoded_records import AnswerBatch
 from vltune.algorithms.lora_job import LoraJob
-from vltune.algorithms.unified_data import UnifiedPart, load_unified_data
 from vltune.algorithms.unified_metrics import (
     measure_drawing_loss,
     measure_drawings,
     measure_understanding,
 )
+from vltune.algorithms.unified_splits import Encoded, encode_splits
 from vltune.backbones.unified import UnifiedBackbone
 from vltune.backbones.vision_language import VisionLanguageBackbone
-from vltune.config import ConfigError
-from vltune.data.unified import UnifiedSamples
-from vltune.geneval import Judge, check_judge
-from vltune.geneval_prompts import GenevalPrompt
+from vltune.geneval import Judge
 from vltune.participant import ShouldStop
 from vltune.seed import derive_seed, torch_generator
 from vltune.site_settings import UnifiedSiteConfig
 from vltune.task_conflict import OVERALL, ConflictMeter
 from vltune.task_routing import TaskRouting
-from vltune.training import TrainingStopped
-
-log = logging.getLogger(__name__)
 
 UNDERSTANDING = "understanding"
 GENERATION = "generation"
@@ -78,23 +65,6 @@ class UnifiedBatch(NamedTuple):
     size: int
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """One part of the data with its frozen tokens and targets."""
-
-    understanding: EncodedRecords | None
-    drawing: EncodedDrawings | None
-    prompts: tuple[GenevalPrompt, ...] = ()
-
-    @property
-    def num_understanding(self) -> int:
-        """Questions."""
-        return 0 if self.understanding is None else len(self.understanding)
-
-    def __len__(self) -> int:
-        return self.num_understanding + (0 if self.drawing is None else len(self.drawing))
-
-
 class UnifiedTask:
     """Both tasks of one site, as `lora_site.SiteTask`.
 
@@ -123,56 +93,11 @@ class UnifiedTask:
         backbone: VisionLanguageBackbone,
         should_stop: ShouldStop,
     ) -> None:
-        self._job, self._choice, self._site, self._judge = job, choice, site, judge
-        self._backbone = backbone
-        tokens = TokenCache(site.cache_dir, backbone)
-        targets = (
-            TargetCache(site.cache_dir, backbone) if isinstance(backbone, UnifiedBackbone) else None
-        )
-
-        def already_read(digest: bytes) -> bool:
-            if should_stop():
-                raise TrainingStopped("stopped while reading images")
-            return tokens.holds(digest) or (targets is not None and targets.holds(digest))
-
-        data = load_unified_data(site, already_read=already_read)
-
-        def encode(samples: UnifiedSamples, prompts: tuple[GenevalPrompt, ...]) -> Encoded:
-            asked, drawn = samples.understanding, samples.drawing
-            if drawn is not None and targets is None:
-                raise ConfigError(
-                    f"backbone {backbone.name} cannot draw, but this site has captions to draw "
-                    "from. Take janus or blip3o, or remove `captions`."
-                )
-            return Encoded(
-                None
-                if asked is None
-                else tokens.encode(
-                    fitting(
-                        asked,
-                        backbone,
-                        max_share=site.max_skipped_share,
-                        max_answer_tokens=job.max_answer_tokens,
-                    ),
-                    batch_size=job.batch_size,
-                    should_stop=should_stop,
-                ),
-                None
-                if drawn is None or targets is None
-                else targets.encode(
-                    fitting_prompts(drawn, backbone, max_share=site.max_skipped_share),
-                    batch_size=job.batch_size,
-                    should_stop=should_stop,
-                ),
-                self._judged(prompts),
-            )
-
-        def encode_part(part: UnifiedPart) -> Encoded:
-            return encode(part.samples, part.prompts)
-
-        self.train = encode(data.train, ())
-        self.validation = encode_part(data.validation)
-        self.test = None if data.test is None else encode_part(data.test)
+        self._job, self._choice, self._judge, self._backbone = job, choice, judge, backbone
+        # Asked once: the check of a protocol reads every property, and each step needs the answer.
+        self._drawer = backbone if isinstance(backbone, UnifiedBackbone) else None
+        splits = encode_splits(job, site, judge, backbone, should_stop)
+        self.train, self.validation, self.test = splits.train, splits.validation, splits.test
         self._routing: TaskRouting | None = None
         self._meter: ConflictMeter | None = None
         self._sums: dict[str, tuple[float, int]] = {}
@@ -226,44 +151,33 @@ class UnifiedTask:
 
     def loss(self, batch: UnifiedBatch) -> Tensor:
         """Weighted mean over the batch's records of both tasks; differentiable."""
-        return torch.stack([term() for _, term in self._terms(batch)]).sum()
+        return torch.stack([term for _, term in self._terms(batch)]).sum()
 
     def backward(self, batch: UnifiedBatch) -> Tensor:
         """Add both tasks' gradients one after the other, which the meter watches."""
         total = torch.zeros(())
         for task, term in self._terms(batch):
-            value = term()
-            value.backward()  # type: ignore[no-untyped-call] # torch's stub
+            term.backward()  # type: ignore[no-untyped-call] # torch's stub
             if self._meter is not None:
                 self._meter.took(task)
-            total = total + value.detach().cpu()
+            total = total + term.detach().cpu()
         if self._meter is not None:
             self._meter.end_step()
         return total
 
-    def _terms(self, batch: UnifiedBatch) -> list[tuple[str, Callable[[], Tensor]]]:
-        """The tasks of a batch with their share of its loss."""
-        terms: list[tuple[str, Callable[[], Tensor]]] = []
+    def _terms(self, batch: UnifiedBatch) -> Iterator[tuple[str, Tensor]]:
+        """Each task of a batch with its share of the loss, computed when it is asked for."""
         asked, drawn = batch.understanding, batch.drawing
         if asked is not None:
-
-            def understand() -> Tensor:
-                with self._only(UNDERSTANDING):
-                    losses = self._backbone.loss(asked.image_tokens, asked.prompts, asked.answers)
-                return self._count(UNDERSTANDING, losses) / batch.size
-
-            terms.append((UNDERSTANDING, understand))
+            with self._only(UNDERSTANDING):
+                losses = self._backbone.loss(asked.image_tokens, asked.prompts, asked.answers)
+            yield UNDERSTANDING, self._count(UNDERSTANDING, losses) / batch.size
         if drawn is not None:
-
-            def draw() -> Tensor:
-                with self._only(GENERATION):
-                    losses = self._artist.generation_loss(
-                        drawn.targets, drawn.prompts, generator=self._generator
-                    )
-                return self._count(GENERATION, losses) / batch.size
-
-            terms.append((GENERATION, draw))
-        return terms
+            with self._only(GENERATION):
+                losses = self._artist.generation_loss(
+                    drawn.targets, drawn.prompts, generator=self._generator
+                )
+            yield GENERATION, self._count(GENERATION, losses) / batch.size
 
     def round_metrics(self) -> dict[str, float]:
         """Mean training loss of each task, and the cosine of their updates."""
@@ -331,40 +245,6 @@ class UnifiedTask:
 
     @property
     def _artist(self) -> UnifiedBackbone:
-        """The backbone where it draws: `encode` refused captions and prompts otherwise."""
-        assert isinstance(self._backbone, UnifiedBackbone)
-        return self._backbone
-
-    def _judged(self, prompts: tuple[GenevalPrompt, ...]) -> tuple[GenevalPrompt, ...]:
-        """The prompts, if they can be drawn and judged.
-
-        Raises:
-            ConfigError: The backbone cannot draw, or there is no judge, or it knows too few
-                classes.
-        """
-        if not prompts:
-            return ()
-        if not isinstance(self._backbone, UnifiedBackbone):
-            raise ConfigError(
-                f"backbone {self._backbone.name} cannot draw, but this site has `prompts`. Take "
-                "janus or blip3o, or remove them."
-            )
-        if self._judge is None:
-            raise ConfigError("this site has `prompts`, but the job has no `judge`. Add one.")
-        try:
-            check_judge(self._judge, prompts)
-        except ValueError as error:
-            log.error("%s", error)
-            raise ConfigError(
-                "the judge does not know all classes of this site's `prompts`; the site's own log "
-                "names them. Leave those prompts out, or take another judge."
-            ) from error
-        lengths = self._backbone.count_tokens([prompt.prompt for prompt in prompts])
-        most = self._backbone.max_prompt_tokens
-        num_long = sum(length > most for length in lengths)
-        if num_long:
-            raise ConfigError(
-                f"{num_long} of {len(prompts)} `prompts` are too long: the model takes {most} "
-                f"tokens, the longest has {max(lengths)}. Shorten them."
-            )
-        return prompts
+        """The backbone where it draws: captions and prompts were refused otherwise."""
+        assert self._drawer is not None
+        return self._drawer

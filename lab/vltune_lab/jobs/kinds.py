@@ -7,7 +7,7 @@ from typing import Any
 
 from vltune.algorithms.fedmpt import FedMPTConfig
 from vltune.algorithms.multilabel_site import MultiLabelJob
-from vltune.config import ConfigError, from_mapping
+from vltune.config import ConfigError, from_mapping, from_part
 from vltune_lab.jobs.global_test import finish
 from vltune_lab.jobs.resolve import Job, JobKind
 from vltune_lab.report.html import build_report
@@ -28,7 +28,7 @@ def check_fedmpt(job: Job) -> None:
     """Read the job as a site will: a wrong key ends here and not at every site."""
     _refuse_unknown(job, {"model"}, MultiLabelJob)
     from_mapping(FedMPTConfig, job.get("model", {}), f"{FEDMPT_YAML}: model")
-    _read(MultiLabelJob, job, FEDMPT_YAML)
+    from_part(MultiLabelJob, job, str(FEDMPT_YAML))
 
 
 def check_fedvlm(job: Job) -> None:
@@ -39,14 +39,9 @@ def check_fedvlm(job: Job) -> None:
 
     _refuse_unknown(job, set(), FedVLMConfig, LoraJob)
     known = ("accuracy", "token_f1", "rouge_l", "preference_accuracy", "soft_accuracy")
-    metric = job["federation"].get("metric", "mAP")
-    if metric not in known:
-        raise ConfigError(
-            f"{FEDVLM_YAML}: federation.metric is {metric}, which no site of this job sends; take "
-            f"{', '.join(known[:-1])} or {known[-1]}"
-        )
-    _read(FedVLMConfig, job, FEDVLM_YAML)
-    _read(LoraJob, job, FEDVLM_YAML)
+    _check_metric(job, known, FEDVLM_YAML)
+    from_part(FedVLMConfig, job, str(FEDVLM_YAML))
+    from_part(LoraJob, job, str(FEDVLM_YAML))
 
 
 def check_fedumm(job: Job) -> None:
@@ -55,13 +50,7 @@ def check_fedumm(job: Job) -> None:
     from vltune.algorithms.lora_job import LoraJob
 
     _refuse_unknown(job, set(), FedUMMConfig, LoraJob)
-    known = ("vqa_accuracy", "geneval")
-    metric = job["federation"].get("metric", "mAP")
-    if metric not in known:
-        raise ConfigError(
-            f"{FEDUMM_YAML}: federation.metric is {metric}, which no site of this job reports; "
-            f"take {' or '.join(known)}"
-        )
+    metric = _check_metric(job, ("vqa_accuracy", "geneval"), FEDUMM_YAML)
     config, _, _ = read_job(job)
     if metric == "geneval" and config.judge is None:
         raise ConfigError(
@@ -91,6 +80,17 @@ def finish_fedumm(run_folder: Path, job: dict[str, Any], summary: dict[str, Any]
     return finish_with_report(run_folder, job, summary)
 
 
+def _check_metric(job: Job, known: tuple[str, ...], source: Path) -> str:
+    """The federation's metric, which must be one that this job's sites send."""
+    metric = str(job["federation"].get("metric", "mAP"))
+    if metric not in known:
+        raise ConfigError(
+            f"{source}: federation.metric is {metric}, which no site of this job sends; take "
+            f"{', '.join(known[:-1])} or {known[-1]}"
+        )
+    return metric
+
+
 def _refuse_unknown(job: Job, others: set[str], *classes: type[Any]) -> None:
     """A misspelt key would leave its value at the default and say nothing."""
     known = EVERY_JOB | others | {key for cls in classes for key in cls.__dataclass_fields__}
@@ -101,10 +101,6 @@ def _refuse_unknown(job: Job, others: set[str], *classes: type[Any]) -> None:
             f"the job {job['name']!r}: unknown key {', '.join(unknown)}; known: "
             f"{', '.join(sorted(known))}."
         )
-
-
-def _read(cls: type[Any], job: Job, source: Path) -> None:
-    from_mapping(cls, {k: job[k] for k in cls.__dataclass_fields__ if k in job}, str(source))
 
 
 FEDMPT = JobKind(method="FedMPT", yaml=FEDMPT_YAML, check=check_fedmpt, finish=finish)
