@@ -23,6 +23,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from vltune.backbones.blip3o_config import Blip3oSettings
 from vltune.backbones.feature_decoder import FeatureDecoder
 from vltune.backbones.flow_transformer import FlowTransformer
+from vltune.backbones.framed_text import padded
 from vltune.backbones.patch_tower import PatchTower
 
 PARTS = (
@@ -147,8 +148,5 @@ def merge_tokens(tokens: Tensor, merge: int) -> Tensor:
 
 def pad_ids(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
     """Ids padded on the right by 0 (B, L), int64, and the rows' lengths (B,)."""
-    lengths = torch.tensor([len(row) for row in rows])
-    ids = torch.zeros(len(rows), int(lengths.max()), dtype=torch.int64)
-    for row, values in enumerate(rows):
-        ids[row, : len(values)] = torch.tensor(values)
-    return ids.to(device), lengths.to(device)
+    ids, mask = padded(rows, 0, device)
+    return ids, mask.sum(dim=1)

@@ -24,7 +24,8 @@ from torch.nn import functional as F
 
 from vltune.backbones.blip_vqa_checkpoint import BlipVqaParts, load_parts
 from vltune.backbones.checkpoint import BackboneConfig
-from vltune.backbones.framed_text import count_framed, framed_ids
+from vltune.backbones.devices import place_images
+from vltune.backbones.framed_text import count_framed, framed_ids, padded
 from vltune.backbones.squared_images import squash_to
 from vltune.backbones.transformers_checkpoint import hash_model, settings_of
 from vltune.backbones.vision_language import TextTooLongError
@@ -89,11 +90,9 @@ class BlipVqaBackbone:
         Raises:
             ValueError: The images have another shape (both are printed).
         """
-        expected = (3, *self.image_size)
-        if tuple(pixels.shape[1:]) != expected:
-            raise ValueError(f"images: expected (B, *{expected}), got {tuple(pixels.shape)}")
+        placed = place_images(pixels, self.image_size, self.device)
         with torch.no_grad():
-            output = self._blip.vision_model(pixel_values=pixels.to(self.device))
+            output = self._blip.vision_model(pixel_values=placed)
         tokens: Tensor = output.last_hidden_state
         return tokens.float()
 
@@ -195,14 +194,7 @@ class BlipVqaBackbone:
         return framed_ids(self.tokenizer, texts, room=room, what=what, name=self.name)
 
     def _pad(self, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
-        """Ids padded on the right (B, L), int64, and where they are no padding, bool."""
-        longest = max((len(row) for row in rows), default=0)
-        ids = torch.full((len(rows), longest), self.tokenizer.pad_token_id)
-        mask = torch.zeros(len(rows), longest, dtype=torch.bool)
-        for row, part in enumerate(rows):
-            ids[row, : len(part)] = torch.tensor(part)
-            mask[row, : len(part)] = True
-        return ids.to(self.device), mask.to(self.device)
+        return padded(rows, self.tokenizer.pad_token_id, self.device)
 
 
 def load_blip_vqa(config: BackboneConfig, device: torch.device | str = "cpu") -> BlipVqaBackbone:

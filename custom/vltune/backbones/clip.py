@@ -26,6 +26,7 @@ from vltune.backbones.checkpoint import (
     locate,
 )
 from vltune.backbones.compact_vit import register_compact_towers
+from vltune.backbones.devices import place_images
 from vltune.backbones.patch_features import PatchReader, patch_reader
 from vltune.backbones.precision import fast_bfloat16
 from vltune.backbones.text_tower import TextTower
@@ -124,12 +125,10 @@ class ClipBackbone:
         Raises:
             ValueError: The images have another shape (both are printed).
         """
-        expected = (3, *self.image_size)
-        if tuple(images.shape[1:]) != expected:
-            raise ValueError(f"images: expected (B, *{expected}), got {tuple(images.shape)}")
+        placed = place_images(images, self.image_size, self.device)
         kind = self.device.type
         with torch.no_grad(), torch.autocast(kind, torch.bfloat16, enabled=self.use_bfloat16):
-            patches, pooled = self._read_patches(images.to(self.device))
+            patches, pooled = self._read_patches(placed)
         return ImageFeatures(_unit_norm(patches), _unit_norm(pooled))
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:

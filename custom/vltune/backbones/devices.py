@@ -1,6 +1,7 @@
 """Where a site's model runs: only on what is really there."""
 
 import torch
+from torch import Tensor
 
 from vltune.config import ConfigError
 
@@ -26,3 +27,15 @@ def require_device(name: str) -> torch.device:
             "Say device: cpu in vltune_site.yaml, or install a driver and a torch for this GPU."
         )
     return device
+
+
+def place_images(images: Tensor, size: tuple[int, int], device: torch.device) -> Tensor:
+    """Preprocessed images (B, 3, H, W) on the device.
+
+    Raises:
+        ValueError: They have another shape than `size` (H, W) says; both are printed.
+    """
+    expected = (3, *size)
+    if tuple(images.shape[1:]) != expected:
+        raise ValueError(f"images: expected (B, *{expected}), got {tuple(images.shape)}")
+    return images.to(device)

@@ -23,12 +23,14 @@ from transformers import GenerationConfig
 from transformers.modeling_outputs import BaseModelOutput
 
 from vltune.backbones.checkpoint import BackboneConfig
+from vltune.backbones.devices import place_images
 from vltune.backbones.florence2_checkpoint import (
     Florence2Parts,
     fingerprint_of,
     load_parts,
     preprocess_of,
 )
+from vltune.backbones.framed_text import count_framed, framed_ids, padded
 from vltune.backbones.vision_language import TextTooLongError
 from vltune.files import sha256_json
 
@@ -92,11 +94,9 @@ class Florence2Backbone:
         Raises:
             ValueError: The images have another shape (both are printed).
         """
-        expected = (3, *self.image_size)
-        if tuple(pixels.shape[1:]) != expected:
-            raise ValueError(f"images: expected (B, *{expected}), got {tuple(pixels.shape)}")
+        placed = place_images(pixels, self.image_size, self.device)
         with torch.no_grad():
-            tokens: Tensor = self._florence.get_image_features(pixels.to(self.device)).pooler_output
+            tokens: Tensor = self._florence.get_image_features(placed).pooler_output
         return tokens.float()
 
     def loss(
@@ -201,24 +201,12 @@ class Florence2Backbone:
 
     def _ids(self, texts: Sequence[str], room: int, what: str) -> tuple[Tensor, Tensor]:
         """Framed and right-padded ids (B, L), int64, and where they are no padding, bool."""
-        framed = self.tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]
-        lengths = [len(ids) for ids in framed]
-        longest = max(lengths, default=0)
-        if longest > room:
-            raise TextTooLongError(
-                f"{what} of {longest} tokens, {self.name} takes {room} (start and end included)."
-                " Shorten it, or leave the pair out."
-            )
-        ids = torch.full((len(framed), longest), self.tokenizer.pad_token_id)
-        mask = torch.zeros(len(framed), longest, dtype=torch.bool)
-        for row, part in enumerate(framed):
-            ids[row, : len(part)] = torch.tensor(part)
-            mask[row, : len(part)] = True
-        return ids.to(self.device), mask.to(self.device)
+        framed = framed_ids(self.tokenizer, texts, room=room, what=what, name=self.name)
+        return padded(framed, self.tokenizer.pad_token_id, self.device)
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, start and end included, to be held against `max_..._tokens`."""
-        return [len(ids) for ids in self.tokenizer(list(texts), verbose=False)["input_ids"]]
+        return count_framed(self.tokenizer, texts)
 
 
 def load_florence2(config: BackboneConfig, device: torch.device | str = "cpu") -> Florence2Backbone:

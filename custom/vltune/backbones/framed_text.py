@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from vltune.backbones.vision_language import TextTooLongError
 
 
@@ -36,3 +39,16 @@ def framed_ids(
 def count_framed(tokenizer: Any, texts: Sequence[str]) -> list[int]:
     """Ids of each text, its frame included."""
     return [len(ids) for ids in tokenizer(list(texts), verbose=False)["input_ids"]]
+
+
+def padded(
+    rows: Sequence[Sequence[int]], pad_id: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Ids padded on the right (B, L), int64, and where they are no padding, bool."""
+    longest = max((len(row) for row in rows), default=0)
+    ids = torch.full((len(rows), longest), pad_id)
+    mask = torch.zeros(len(rows), longest, dtype=torch.bool)
+    for row, part in enumerate(rows):
+        ids[row, : len(part)] = torch.tensor(part)
+        mask[row, : len(part)] = True
+    return ids.to(device), mask.to(device)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from vltune.backbones.checkpoint import BackboneConfig
+from vltune.backbones.devices import place_images
 from vltune.backbones.janus_checkpoint import (
     JanusParts,
     SquarePicture,
@@ -131,10 +132,7 @@ class JanusBackbone:
         return encode_codes(self._janus.model.vqmodel, signed, self.settings.pixel_shuffle)
 
     def _checked(self, pixels: Tensor) -> Tensor:
-        expected = (3, *self.image_size)
-        if tuple(pixels.shape[1:]) != expected:
-            raise ValueError(f"images: expected (B, *{expected}), got {tuple(pixels.shape)}")
-        return pixels.to(self.device)
+        return place_images(pixels, self.image_size, self.device)
 
     def loss(
         self,

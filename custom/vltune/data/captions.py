@@ -6,10 +6,10 @@ texts, takes the place of `answer`. All rows of a site use the same keys.
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from vltune.data.image_text import ImageTextSamples, Parsed, collect
-from vltune.data.rows import RecordError, Row, clean_text, key_names, read_rows, text_of
+from vltune.data.rows import RecordError, Row, key_names, read_rows, text_of, texts_of
 
 PROMPTS = ("prompt", "question")
 ANSWERS = ("answer", "answers")
@@ -60,7 +60,8 @@ def _parse_all(files: Sequence[Path]) -> Iterator[Parsed]:
                     f"({first[0]}) has {first[1]!r} and {first[2]!r}. Use the same keys throughout."
                 )
             prompt = text_of(row, prompt_key)
-            yield Parsed(row.where, row.image, prompt, _answers(row, answer_key), None)
+            answers = texts_of(row, answer_key, single="answer", several="answers")
+            yield Parsed(row.where, row.image, prompt, answers, None)
 
 
 def _keys_of(row: Row) -> tuple[str, str]:
@@ -79,17 +80,3 @@ def _keys_of(row: Row) -> tuple[str, str]:
             raise RecordError(f"{row.where}: has {found} of {' and '.join(options)}; give one.")
         chosen += present
     return chosen[0], chosen[1]
-
-
-def _answers(row: Row, key: str) -> tuple[str, ...]:
-    value: Any = row.values[key]
-    if key == "answer":
-        return (text_of(row, key),)
-    if not isinstance(value, list) or not value:
-        raise RecordError(
-            f"{row.where}: 'answers' is {'empty' if value == [] else type(value).__name__}; "
-            "expected a list of texts. Give at least one, or use 'answer'."
-        )
-    return tuple(
-        clean_text(item, f"{row.where}: 'answers[{index}]'") for index, item in enumerate(value)
-    )

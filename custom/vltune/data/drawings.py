@@ -6,10 +6,10 @@ texts, gives an image several, each a record of its own. All rows of a site use 
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from vltune.data.image_text import ImageTextSamples, Parsed, collect
-from vltune.data.rows import RecordError, Row, clean_text, key_names, read_rows, text_of
+from vltune.data.rows import RecordError, Row, key_names, read_rows, texts_of
 
 KEYS = ("caption", "prompt", "captions")
 
@@ -57,7 +57,7 @@ def _parse_all(files: Sequence[Path]) -> Iterator[Parsed]:
                     f"{row.where}: has {key!r}, but the first row ({first[0]}) has {first[1]!r}. "
                     "Use the same key throughout."
                 )
-            for caption in _captions(row, key):
+            for caption in texts_of(row, key, single="caption", several="captions"):
                 yield Parsed(row.where, row.image, caption, (), None)
 
 
@@ -73,17 +73,3 @@ def _key_of(row: Row) -> str:
     if len(present) != 1:
         raise RecordError(f"{row.where}: has {len(present)} of {', '.join(KEYS)}; give one.")
     return present[0]
-
-
-def _captions(row: Row, key: str) -> tuple[str, ...]:
-    value: Any = row.values[key]
-    if key != "captions":
-        return (text_of(row, key),)
-    if not isinstance(value, list) or not value:
-        raise RecordError(
-            f"{row.where}: 'captions' is {'empty' if value == [] else type(value).__name__}; "
-            "expected a list of texts. Give at least one, or use 'caption'."
-        )
-    return tuple(
-        clean_text(item, f"{row.where}: 'captions[{index}]'") for index, item in enumerate(value)
-    )

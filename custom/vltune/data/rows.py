@@ -94,6 +94,25 @@ def clean_text(value: Any, where: str) -> str:
     return text
 
 
+def texts_of(row: Row, key: str, *, single: str, several: str) -> tuple[str, ...]:
+    """The text under `key`, or the list of texts where the key is `several`.
+
+    Raises:
+        RecordError: It is empty, or of another type.
+    """
+    if key != several:
+        return (text_of(row, key),)
+    value = row.values[key]
+    if not isinstance(value, list) or not value:
+        raise RecordError(
+            f"{row.where}: {several!r} is {'empty' if value == [] else type(value).__name__}; "
+            f"expected a list of texts. Give at least one, or use {single!r}."
+        )
+    return tuple(
+        clean_text(item, f"{row.where}: '{several}[{index}]'") for index, item in enumerate(value)
+    )
+
+
 def key_names(keys: set[str]) -> str:
     """Names for a message; what does not look like a column name may be content and stays out."""
     plain = sorted(key for key in keys if _PLAIN_KEY.fullmatch(key))

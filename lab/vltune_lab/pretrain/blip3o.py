@@ -27,7 +27,7 @@ from vltune.seed import derive_seed, torch_generator
 from vltune_lab.pretrain.blip3o_losses import decoder_loss, drawing_loss, understanding_loss
 from vltune_lab.pretrain.blip3o_recipe import COMPACT, Blip3oRecipe, StageRecipe
 from vltune_lab.pretrain.florence2 import normalise_pixels
-from vltune_lab.pretrain.loop import run_to_end
+from vltune_lab.pretrain.loop import run_to_end, step_line, take_step
 from vltune_lab.pretrain.prompt_stream import PromptMix, PromptStream
 from vltune_lab.pretrain.question_stream import QuestionStream
 from vltune_lab.pretrain.recipe import learning_rate_at
@@ -248,15 +248,6 @@ def _steps(state: RunState, recipe: StageRecipe, losses: Losses) -> Iterator[dic
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate_at(state.step, recipe)
         terms = losses(state.step)
-        state.optimizer.zero_grad(set_to_none=True)
-        terms["loss"].backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        state.optimizer.step()
-        state.step += 1
-        seconds = time.perf_counter() - began
-        state.seconds += seconds
-        yield {
-            "step": state.step,
-            **{name: value.item() for name, value in terms.items()},
-            "images_per_second": recipe.batch_size / seconds,
-        }
+        take_step(state, terms["loss"], parameters)
+        figures = {name: value.item() for name, value in terms.items()}
+        yield step_line(state, began, recipe.batch_size, figures)

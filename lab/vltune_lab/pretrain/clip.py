@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vltune.config import to_mapping
-from vltune_lab.pretrain.loop import run_to_end
+from vltune_lab.pretrain.loop import run_to_end, step_line, take_step
 from vltune_lab.pretrain.objectives import (
     class_phrases,
     colour_loss,
@@ -137,17 +137,8 @@ def _steps(
         with autocast:
             terms = batch_loss(state, tokenizer, next(batches), library.classnames, config, rng)
             loss = sum(weights[name] * value for name, value in terms.items())
-        state.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        state.optimizer.step()
+        take_step(state, loss, parameters)
         with torch.no_grad():
             state.model.logit_scale.clamp_(0, np.log(100))
-        state.step += 1
-        state.seconds += time.perf_counter() - began
-        yield {
-            "step": state.step,
-            "loss": loss.item(),
-            **{name: value.item() for name, value in terms.items()},
-            "images_per_second": config.batch_size / (time.perf_counter() - began),
-        }
+        figures = {"loss": loss.item(), **{name: value.item() for name, value in terms.items()}}
+        yield step_line(state, began, config.batch_size, figures)

@@ -16,7 +16,7 @@ from vltune.config import ConfigError, read_mapping, to_mapping
 from vltune_lab.pretrain.attention_start import aim_attention
 from vltune_lab.pretrain.florence2_recipe import Florence2Recipe
 from vltune_lab.pretrain.grounding import GroundingHead, read_image
-from vltune_lab.pretrain.loop import run_to_end
+from vltune_lab.pretrain.loop import run_to_end, step_line, take_step
 from vltune_lab.pretrain.question_stream import QuestionBatch, QuestionStream
 from vltune_lab.pretrain.recipe import learning_rate_at
 from vltune_lab.pretrain.run_state import RunState, decayed_groups
@@ -170,19 +170,9 @@ def _steps(
         _set_rates(state, recipe)
         terms = batch_loss(state, next(batches), with_language=with_language)
         loss = sum(weights[name] * value for name, value in terms.items())
-        state.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        state.optimizer.step()
-        state.step += 1
-        seconds = time.perf_counter() - began
-        state.seconds += seconds
-        yield {
-            "step": state.step,
-            "loss": loss.item(),
-            **{name: value.item() for name, value in terms.items()},
-            "images_per_second": recipe.batch_size / seconds,
-        }
+        take_step(state, loss, parameters)
+        figures = {"loss": loss.item(), **{name: value.item() for name, value in terms.items()}}
+        yield step_line(state, began, recipe.batch_size, figures)
 
 
 def _start_language(state: Florence2Run, seed: int, classnames: tuple[str, ...]) -> None:

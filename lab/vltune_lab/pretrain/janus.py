@@ -29,7 +29,7 @@ from vltune.seed import derive_seed
 from vltune_lab.pretrain.grounding import GroundingHead
 from vltune_lab.pretrain.janus_packing import packed_losses
 from vltune_lab.pretrain.janus_recipe import JanusRecipe
-from vltune_lab.pretrain.loop import run_to_end
+from vltune_lab.pretrain.loop import run_to_end, take_step
 from vltune_lab.pretrain.prompt_stream import PromptBatch, PromptMix, PromptStream
 from vltune_lab.pretrain.question_stream import QuestionBatch, QuestionStream
 from vltune_lab.pretrain.recipe import learning_rate_at
@@ -225,11 +225,7 @@ def _steps(
             reading = reading_loss(state, next(questions))
             loss = loss + recipe.reading_weight * reading
             line["reading"] = reading.item()
-        state.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        state.optimizer.step()
-        state.step += 1
+        take_step(state, loss, parameters)
         seconds = time.perf_counter() - began
         state.seconds += seconds
         yield {"step": state.step, "loss": loss.item(), **line, "seconds": seconds}

@@ -21,7 +21,7 @@ from vltune.backbones.janus import JanusBackbone
 from vltune.config import to_mapping
 from vltune_lab.pretrain.grounding import GroundingHead
 from vltune_lab.pretrain.janus_recipe import VisionRecipe
-from vltune_lab.pretrain.loop import run_to_end
+from vltune_lab.pretrain.loop import run_to_end, step_line, take_step
 from vltune_lab.pretrain.question_stream import Places, QuestionStream
 from vltune_lab.pretrain.recipe import learning_rate_at
 from vltune_lab.pretrain.run_state import RunState, decayed_groups
@@ -161,16 +161,6 @@ def _steps(
         terms["stem"] = F.mse_loss(first, wanted_first) / wanted_first.var()
         terms["trunk"] = F.mse_loss(last, wanted) / wanted.var()
         loss = sum(weights[name] * value for name, value in terms.items())
-        state.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        state.optimizer.step()
-        state.step += 1
-        seconds = time.perf_counter() - began
-        state.seconds += seconds
-        yield {
-            "step": state.step,
-            "loss": loss.item(),
-            **{name: value.item() for name, value in terms.items()},
-            "images_per_second": recipe.batch_size / seconds,
-        }
+        take_step(state, loss, parameters)
+        figures = {"loss": loss.item(), **{name: value.item() for name, value in terms.items()}}
+        yield step_line(state, began, recipe.batch_size, figures)

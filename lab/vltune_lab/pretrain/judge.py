@@ -18,7 +18,7 @@ from vltune.backbones.center_detector import (
 from vltune.config import to_mapping
 from vltune_lab.pretrain.judge_recipe import JudgeRecipe
 from vltune_lab.pretrain.judge_stream import OWN, JudgeBatch, JudgeStream
-from vltune_lab.pretrain.loop import run_to_end
+from vltune_lab.pretrain.loop import run_to_end, step_line, take_step
 from vltune_lab.pretrain.recipe import learning_rate_at
 from vltune_lab.pretrain.run_state import RunState, decayed_groups
 from vltune_lab.pretrain.stream import make_loader
@@ -120,16 +120,6 @@ def _steps(
         pixels = (batch.images.float() / 255).to(memory_format=torch.channels_last)
         terms = losses(state.model(pixels), batch)
         loss = sum(weights[name] * value for name, value in terms.items())
-        state.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(state.model.parameters(), 5.0)
-        state.optimizer.step()
-        state.step += 1
-        seconds = time.perf_counter() - began
-        state.seconds += seconds
-        yield {
-            "step": state.step,
-            "loss": loss.item(),
-            **{name: value.item() for name, value in terms.items()},
-            "images_per_second": recipe.batch_size / seconds,
-        }
+        take_step(state, loss, list(state.model.parameters()), 5.0)
+        figures = {"loss": loss.item(), **{name: value.item() for name, value in terms.items()}}
+        yield step_line(state, began, recipe.batch_size, figures)

@@ -1,7 +1,8 @@
 """The loop around a pre-training run: progress bar, log, checkpoints."""
 
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rich.progress import (
@@ -12,10 +13,38 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from torch import Tensor, nn
 
 from vltune_lab.pretrain.run_state import RunState
 
 LOG_EVERY = 20
+
+
+def take_step(
+    state: RunState, loss: Tensor, parameters: Sequence[nn.Parameter], max_norm: float = 1.0
+) -> None:
+    """One step of the optimiser on a loss, its gradients clipped; `state.step` counts up."""
+    state.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(parameters, max_norm)
+    state.optimizer.step()
+    state.step += 1
+
+
+def step_line(
+    state: RunState, began: float, batch_size: int, figures: Mapping[str, float]
+) -> dict[str, float]:
+    """The log's line of the step that was taken; its time is counted.
+
+    Args:
+        state: After the step.
+        began: `time.perf_counter()` before it.
+        batch_size: Images of the step.
+        figures: Loss and terms.
+    """
+    seconds = time.perf_counter() - began
+    state.seconds += seconds
+    return {"step": state.step, **figures, "images_per_second": batch_size / seconds}
 
 
 def run_to_end(
