@@ -15,8 +15,8 @@ from torch import Tensor
 from vltune.algorithms.fedumm import build_participant
 from vltune.files import write_bytes_atomic
 from vltune.flare.persistor import LAST_FILE, read_adapter
-from vltune.site_config import VARIABLE, read_site_config
-from vltune_lab.bench.run_state import by_round, last_round
+from vltune.site_config import read_site_config
+from vltune_lab.bench.run_state import by_round, in_a_federation_of, last_round
 from vltune_lab.jobs.in_process import run_in_process
 from vltune_lab.jobs.resolve import Job
 
@@ -51,10 +51,13 @@ def site_names(world: Path) -> tuple[str, ...]:
     return tuple(sorted(found, key=lambda name: int(name.removeprefix("site-"))))
 
 
-def write_files(world: Path, place: Path) -> None:
+def write_files(world: Path, place: Path) -> Path:
     """Write each site's file for one run: own state, the world's cache, no test part.
 
-    Also that of `global`, whose validation part is the global test set. Sets VLTUNE_SITE_CONFIG.
+    Also that of `global`, whose validation part is the global test set.
+
+    Returns:
+        The files' path with `{site}` for the name, as in VLTUNE_SITE_CONFIG.
     """
     for name in site_names(world):
         content = yaml.safe_load((world / name / SITE_FILE).read_text())
@@ -76,7 +79,7 @@ def write_files(world: Path, place: Path) -> None:
     _make_absolute(test, world / GLOBAL / "test")
     first = yaml.safe_load((place / "sites" / site_names(world)[0] / SITE_FILE).read_text())
     _write(first | {"validation": test}, world, place, GLOBAL)
-    os.environ[VARIABLE] = str(place / "sites" / "{site}" / SITE_FILE)
+    return place / "sites" / "{site}" / SITE_FILE
 
 
 def _make_absolute(part: dict[str, Any], folder: Path) -> None:
@@ -102,11 +105,11 @@ def _write(content: dict[str, Any], world: Path, place: Path, name: str) -> None
 
 def federate(job: Job, world: Path, place: Path) -> Measured:
     """All sites together."""
-    write_files(world, place)
+    files = write_files(world, place)
     names = site_names(world)
     began = time.perf_counter()
-    whole = job | {"federation": {**job["federation"], "min_sites": len(names)}}
-    server = run_in_process(whole, names, place / "run")
+    whole = in_a_federation_of(job, len(names))
+    server = run_in_process(whole, names, place / "run", site_files=files)
     seconds = time.perf_counter() - began
     last = last_round(server)
     cosines = tuple(
@@ -119,13 +122,13 @@ def federate(job: Job, world: Path, place: Path) -> Measured:
 
 def local_only(job: Job, world: Path, place: Path) -> Measured:
     """Each site alone, with as many rounds; the mean of their models' figures."""
-    write_files(world, place)
-    alone = job | {"federation": {**job["federation"], "min_sites": 1}}
+    files = write_files(world, place)
+    alone = in_a_federation_of(job, 1)
     seconds = 0.0
     found = []
     for name in site_names(world):
         began = time.perf_counter()
-        server = run_in_process(alone, (name,), place / f"run-{name}")
+        server = run_in_process(alone, (name,), place / f"run-{name}", site_files=files)
         seconds += time.perf_counter() - began
         found.append(on_global_test(alone, place, read_adapter(server / LAST_FILE)[0]))
     mean = {key: sum(one[key] for one in found) / len(found) for key in found[0]}

@@ -1,6 +1,5 @@
 """The runs of benchmark `fedvlm`: federations, sites alone, everybody's data at one place."""
 
-import json
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -15,14 +14,19 @@ from torch import Tensor
 from vltune.algorithms.fedvlm import build_participant as build_plain
 from vltune.algorithms.lora_site import LoraParticipant
 from vltune.flare.persistor import LAST_FILE, read_adapter
-from vltune.flare.run_log import METRICS_FILE, STATE_FILE
 from vltune.lora import read_factors
 from vltune.lora_exactness import exactness_error
 from vltune.lora_factors import pair_factors
 from vltune.parameters import LocalUpdate
 from vltune.participant import ShouldStop
 from vltune.robust_rules import weighted_mean
-from vltune.site_config import VARIABLE, AnySiteConfig, read_site_config, require_answers
+from vltune.site_config import AnySiteConfig, read_site_config, require_answers
+from vltune_lab.bench.run_state import (
+    in_a_federation_of,
+    last_round,
+    num_examples,
+    test_metrics,
+)
 from vltune_lab.jobs.in_process import run_in_process
 from vltune_lab.jobs.resolve import Job
 
@@ -69,10 +73,13 @@ class Sites:
         found = sorted(path.parent.name for path in self.world.glob(f"*/{SITE_FILE}"))
         object.__setattr__(self, "names", tuple(found))
 
-    def write_files(self, place: Path) -> None:
+    def write_files(self, place: Path) -> Path:
         """Write each site's file for one run: its own state folder, the world's cache.
 
-        Also that of a site with everybody's data. Sets VLTUNE_SITE_CONFIG.
+        Also that of a site with everybody's data.
+
+        Returns:
+            The files' path with `{site}` for the name, as in VLTUNE_SITE_CONFIG.
         """
         everything: dict[str, list[str]] = {"train": [], "validation": []}
         for name in self.names:
@@ -84,7 +91,7 @@ class Sites:
                 files += parts[part]
             self._write(place, name, parts)
         self._write(place, EVERYBODY, everything)
-        os.environ[VARIABLE] = str(place / "sites" / "{site}" / SITE_FILE)
+        return place / "sites" / "{site}" / SITE_FILE
 
     def _write(self, place: Path, name: str, parts: Mapping[str, Sequence[str]]) -> None:
         content = {
@@ -127,42 +134,40 @@ def build_recording(
 
 def federate(job: Job, sites: Sites, place: Path) -> Measured:
     """All sites together."""
-    sites.write_files(place)
+    files = sites.write_files(place)
     began = time.perf_counter()
-    everyone = {"federation": {**job["federation"], "min_sites": len(sites.names)}}
-    server = run_in_process(job | everyone | {"participant": RECORDING}, sites.names, place / "run")
+    whole = in_a_federation_of(job, len(sites.names)) | {"participant": RECORDING}
+    server = run_in_process(whole, sites.names, place / "run", site_files=files)
     seconds = time.perf_counter() - began
-    state = json.loads((server / STATE_FILE).read_text())
-    last = state["rounds"][-1]
-    examples = {site: facts["num_examples"] for site, facts in state["sites"].items()}
+    last = last_round(server)
     error = last.get("exactness_error")
     return Measured(
-        _test_metrics(server, last["round"]),
+        test_metrics(server, last["round"]),
         seconds,
         sum(last["bytes_up"].values()) / len(sites.names),
         sum(last["bytes_down"].values()) / len(sites.names),
-        _error_of_means(place, examples) if error is None else error,
+        _error_of_means(place, num_examples(server)) if error is None else error,
     )
 
 
 def local_only(job: Job, sites: Sites, place: Path) -> Measured:
     """Each site alone, with as many rounds as a federation."""
-    sites.write_files(place)
-    alone = job | {"federation": {**job["federation"], "min_sites": 1}}
+    files = sites.write_files(place)
+    alone = in_a_federation_of(job, 1)
     began = time.perf_counter()
     test: dict[str, dict[str, float]] = {}
     for name in sites.names:
-        server = run_in_process(alone, (name,), place / f"run-{name}")
-        test |= _test_metrics(server, job["federation"]["rounds"])
+        server = run_in_process(alone, (name,), place / f"run-{name}", site_files=files)
+        test |= test_metrics(server, job["federation"]["rounds"])
     return Measured(test, time.perf_counter() - began)
 
 
 def centralised(job: Job, sites: Sites, place: Path) -> Measured:
     """One model of everybody's training data, measured at each site."""
-    sites.write_files(place)
-    alone = job | {"federation": {**job["federation"], "min_sites": 1}}
+    files = sites.write_files(place)
+    alone = in_a_federation_of(job, 1)
     began = time.perf_counter()
-    server = run_in_process(alone, (EVERYBODY,), place / "run")
+    server = run_in_process(alone, (EVERYBODY,), place / "run", site_files=files)
     adapter = read_adapter(server / LAST_FILE)[0]
     return Measured(_at_each_site(alone, sites, place, adapter), time.perf_counter() - began)
 
@@ -190,22 +195,12 @@ def _at_each_site(
     return test
 
 
-def _test_metrics(server: Path, round_number: int) -> dict[str, dict[str, float]]:
-    test: dict[str, dict[str, float]] = {}
-    for text in (server / METRICS_FILE).read_text().splitlines():
-        line = json.loads(text)
-        name = str(line.get("metric", ""))
-        if name.startswith("test_") and line["round"] == round_number:
-            test.setdefault(line["site"], {})[name.removeprefix("test_")] = line["value"]
-    return dict(sorted(test.items()))
-
-
-def _error_of_means(place: Path, num_examples: Mapping[str, int]) -> float:
+def _error_of_means(place: Path, examples: Mapping[str, int]) -> float:
     """`exactness_error` of averaging both factors, from what each site had after its training."""
     found = {path.parent.parent.name: path for path in place.glob(f"state/*/*/{FACTORS_FILE}")}
     sites = sorted(found)
     sent = [load_file(found[site]) for site in sites]
-    weights = [num_examples[site] for site in sites]
+    weights = [examples[site] for site in sites]
     updates = [pair_factors(tensors, site) for tensors, site in zip(sent, sites, strict=True)]
     means = pair_factors(weighted_mean(sent, weights), "the mean")
     return exactness_error(updates, weights, means).overall

@@ -6,8 +6,10 @@ asked one after another.
 """
 
 import json
+import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,6 +37,7 @@ from vltune.flare.inquiry import Answers, Live
 from vltune.flare.persistor import AdapterPersistor, run_folder
 from vltune.flare.recipe import job_facts, site_job
 from vltune.flare.run_log import STATE_FILE
+from vltune.site_config import VARIABLE
 
 JOB_ID = "in_process"
 
@@ -134,6 +137,7 @@ def run_in_process(
     folder: Path,
     run: Mapping[str, Any] | None = None,
     order: Sequence[str] = (),
+    site_files: Path | None = None,
 ) -> Path:
     """Run a job over `sites`; site data come from VLTUNE_SITE_CONFIG as in the simulator.
 
@@ -144,6 +148,7 @@ def run_in_process(
         run: `run_id`, `start_round` of a resumed run; then `resume_file` must lie in the server's
             config folder.
         order: In which order sites are asked; changes no number.
+        site_files: What VLTUNE_SITE_CONFIG is while the run lasts, instead of what it is now.
 
     Returns:
         The server's folder with adapters, metrics.jsonl and rounds.json.
@@ -154,17 +159,32 @@ def run_in_process(
     controller, context = _server(job, sites, folder / "server", dict(run or {}))
     local = {name: _local_site(name, job, folder / name) for name in sites}
     controller.inquiry = LocalInquiry(local, order)
-    try:
-        controller.start_controller(context)
-        controller.control_flow(Signal(), context)
-    finally:
-        for site in local.values():
-            site.executor.handle_event(EventType.END_RUN, site.context)
+    with _site_variable(site_files):
+        try:
+            controller.start_controller(context)
+            controller.control_flow(Signal(), context)
+        finally:
+            for site in local.values():
+                site.executor.handle_event(EventType.END_RUN, site.context)
     output = run_folder(context)
     state = json.loads((output / STATE_FILE).read_text())
     if state["status"] != "completed":
         raise FederationError(state["reason"])
     return output
+
+
+@contextmanager
+def _site_variable(pattern: Path | None) -> Iterator[None]:
+    before = os.environ.get(VARIABLE)
+    if pattern is not None:
+        os.environ[VARIABLE] = str(pattern)
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ[VARIABLE] = before
+        elif pattern is not None:
+            del os.environ[VARIABLE]
 
 
 def _server(
