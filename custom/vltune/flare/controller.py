@@ -1,7 +1,6 @@
 """The server's side of a run: roll call, rounds, a last look, and an end in every case."""
 
 import logging
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -35,14 +34,9 @@ from vltune.flare.federation import FederationConfig, FederationError, sites_of_
 from vltune.flare.inquiry import Answers, Inquiry, Live, RunAbortedError
 from vltune.flare.persistor import META_ROUND, AdapterPersistor, run_folder
 from vltune.flare.roll_call import RollCall, compare_sites, describe_sites
-from vltune.flare.round_record import (
-    Measured,
-    describe_roll_call,
-    measurement,
-    metrics_of,
-    training,
-)
+from vltune.flare.round_record import Measured, describe_roll_call, training
 from vltune.flare.run_log import RunLog, new_run_id
+from vltune.flare.scoreboard import Scoreboard
 from vltune.lora_residual import split_residual
 from vltune.parameters import spec_of
 
@@ -100,9 +94,6 @@ class FederationController(Controller):
         self._config = from_mapping(FederationConfig, federation, "the job's federation")
         self._run = from_mapping(RunConfig, run, "the job's run")
         self._run_id = self._run.run_id or new_run_id()
-        self._best = self._run.best
-        self._has_metric = False
-        self._trained = training({}, Answers(), {})
         self.inquiry = Inquiry(self, self._config.min_sites)
 
     def start_controller(self, fl_ctx: FLContext) -> None:
@@ -116,6 +107,12 @@ class FederationController(Controller):
         ):
             if not isinstance(component, kind):
                 self.system_panic(f"expected a {kind.__name__}, got {type(component)}", fl_ctx)
+        self._scoreboard = Scoreboard(
+            self._config.metric,
+            self._run.best,
+            self._persistor,
+            self._stream if self._config.tensorboard else None,
+        )
 
     def stop_controller(self, fl_ctx: FLContext) -> None:
         """Nothing is left open."""
@@ -228,11 +225,11 @@ class FederationController(Controller):
         mean: dict[str, Tensor] = self._aggregator.average()
         answers.seconds = time.monotonic() - began
         live.run_log.phase("rounds", answers.seconds)
-        self._record(round_number, measured, live, len(measured) == len(roll_call.sites))
+        is_everyone = len(measured) == len(roll_call.sites)
+        self._scoreboard.measured(round_number, measured, live, is_everyone=is_everyone)
         joined = self._aggregator
-        self._trained = training(measured, answers, rejected, joined.exactness, joined.decisions)
-        live.run_log.site_metrics(round_number + 1, "train", metrics_of(measured, 1))
-        live.run_log.update(last_training=self._trained)
+        record = training(measured, answers, rejected, joined.exactness, joined.decisions)
+        self._scoreboard.trained(round_number, measured, record, live)
         return mean
 
     def _accept(self, answers: Answers) -> dict[str, str]:
@@ -264,7 +261,8 @@ class FederationController(Controller):
             not_measured_at_end=failed,
             bytes_validate={"up": answers.bytes_up, "down": answers.bytes_down},
         )
-        self._record(round_number, measured, live, len(measured) == len(roll_call.sites))
+        is_everyone = len(measured) == len(roll_call.sites)
+        self._scoreboard.measured(round_number, measured, live, is_everyone=is_everyone)
 
     def _message(
         self, current: Mapping[str, Tensor], round_number: int, roll_call: RollCall
@@ -276,31 +274,6 @@ class FederationController(Controller):
     def _save(self, current: Mapping[str, Tensor], round_number: int, live: Live) -> None:
         learnable = make_model_learnable(to_arrays(current), {META_ROUND: round_number})
         self._persistor.save(learnable, live.fl_ctx)
-
-    def _record(
-        self, round_number: int, measured: dict[str, Measured], live: Live, is_everyone: bool
-    ) -> None:
-        """Write down the model after `round_number` rounds, keep the best, stream the figures.
-
-        Some of the sites may have no data for the metric; all of them together must.
-        """
-        metric = self._config.metric
-        is_required = is_everyone and not self._has_metric
-        record = measurement(round_number, measured, metric, is_required=is_required)
-        record |= self._trained
-        value = record[metric]
-        self._has_metric |= math.isfinite(value)
-        if value >= self._best:
-            self._best = value
-            self._persistor.mark_best(run_folder(live.fl_ctx), round_number)
-            live.run_log.update(best={"round": round_number, metric: value})
-        live.run_log.site_metrics(round_number, "validation", metrics_of(measured, 0))
-        live.run_log.round_line(record)
-        worst = record["worst_site"]
-        log.info("round %d: %s %.4f, worst site %s", round_number, metric, value, worst)
-        if self._config.tensorboard:
-            for name in (metric, f"worst_site_{metric}", "loss", "seconds"):
-                self._stream(f"global/{name}", record[name], round_number, live.fl_ctx)
 
     def _stream(self, tag: str, value: float, round_number: int, fl_ctx: FLContext) -> None:
         dxo = create_analytic_dxo(tag, value, AnalyticsDataType.SCALAR, global_step=round_number)

@@ -1,20 +1,18 @@
 """What travels between server and sites: FLARE messages to and from our own types.
 
 Tensors travel as fp32 NumPy arrays inside a FLARE DXO, so that a site's own FLARE filters
-(privacy.json) can work on them. Beside them go only the scalars, histograms and facts that the
-lists below name.
+(privacy.json) can work on them. Beside them go only the scalars, histograms and facts that
+`allow_list.py` names.
 """
 
 import math
-import re
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from nvflare.apis.shareable import Shareable, make_reply
+from nvflare.apis.shareable import Shareable
 from nvflare.app_common.abstract.fl_model import FLModel, MetaKey, ParamsType
 from nvflare.app_common.app_constant import AppConstants
 from nvflare.app_common.decomposers import numpy_decomposers
@@ -22,7 +20,7 @@ from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 from nvflare.fuel.utils import fobs
 from torch import Tensor
 
-from vltune.geneval_prompts import TAGS
+from vltune.flare.allow_list import HANDSHAKE_KEYS
 from vltune.histograms import ScoreHistograms
 from vltune.parameters import LocalUpdate, spec_of
 from vltune.participant import Evaluation, Handshake
@@ -32,59 +30,6 @@ TASK_TRAIN = "train"
 TASK_VALIDATE = "validate"
 TASKS = (TASK_PREPARE, TASK_TRAIN, TASK_VALIDATE)
 
-TASK_COSINES = frozenset({"task_cosine", *(f"task_cosine_{layer}" for layer in range(1, 200))})
-TRAIN_METRICS = TASK_COSINES | {
-    "loss",
-    "loss_understanding",
-    "loss_generation",
-    "steps",
-    "steps_warm_up",
-    "seconds_train",
-    "seconds_task",
-}
-UNIFIED_METRICS = frozenset(
-    {"vqa_accuracy", "generation_loss", "geneval", *(f"geneval_{tag}" for tag in TAGS)}
-)
-VALIDATION_METRICS = (
-    UNIFIED_METRICS
-    | {f"test_{name}" for name in UNIFIED_METRICS}
-    | {f"zero_shot_{name}" for name in ("vqa_accuracy", "generation_loss", "geneval")}
-    | {
-        "mAP",
-        "CF1",
-        "OF1",
-        "zero_shot_mAP",
-        "accuracy",
-        "soft_accuracy",
-        "token_f1",
-        "rouge_l",
-        "preference_accuracy",
-        "zero_shot_accuracy",
-        "test_accuracy",
-        "test_soft_accuracy",
-        "test_token_f1",
-        "test_rouge_l",
-        "test_preference_accuracy",
-        "num_classes_scored",
-        "num_withheld",
-        "seconds_evaluate",
-    }
-)
-SITE_METRICS = TRAIN_METRICS | VALIDATION_METRICS | {"seconds_prepare"}
-"""Scalars that may leave a site; docs/privacy.md says what each is."""
-
-SITE_HISTOGRAMS = frozenset(
-    {"class_offsets", "lows", "highs", "positives", "negatives", "average_precisions"}
-)
-"""Wire names of `vltune.histograms.ScoreHistograms`, flat int32 counts."""
-
-SITE_FACTS = frozenset(
-    {"vltune", "backbone", "preprocessing", "class_list", "conditions", "adapter"}
-)
-"""Facts of the handshake, strings that must agree between sites."""
-
-HANDSHAKE_KEYS = frozenset({"spec", "initial_hash", "num_examples", "num_validation", "facts"})
-
 META_EXAMPLES = "num_examples"
 META_HISTOGRAMS = "histograms"
 META_HANDSHAKE = "handshake"
@@ -92,15 +37,8 @@ META_METRICS: str = MetaKey.INITIAL_METRICS
 
 HEADER_RUN = "vltune_run"
 HEADER_SITES = "vltune_num_sites"
-HEADER_ERROR = "vltune_error"
 
 PAYLOAD_KEY = "DXO"
-MAX_ERROR = 500
-
-_PATH = re.compile(
-    r"(?:[A-Za-z]:)?[\w.~{}-]*[/\\][^\s'\",;:)\]]*"
-    r"|\b[\w-]+\.(?:jpe?g|png|bmp|tiff?|gif|webp|dcm|jsonl?|parquet|ya?ml|csv|npy|npz|safetensors|pth?|txt)\b"
-)
 
 
 class ExchangeError(ValueError):
@@ -274,34 +212,3 @@ def read_evaluation(model: FLModel, source: str) -> Evaluation:
 def is_number(value: object) -> bool:
     """Say whether a metric is a plain int or float; NaN (nothing to measure) is allowed."""
     return isinstance(value, int | float) and not isinstance(value, bool) and not math.isinf(value)
-
-
-def error_reply(return_code: str, message: str) -> Shareable:
-    """Answer without content that carries a reason the server may show."""
-    return make_reply(return_code, {HEADER_ERROR: message[:MAX_ERROR]})
-
-
-def error_of(message: Shareable) -> str:
-    """Return code and reason of a failed task."""
-    reason = message.get_header(HEADER_ERROR, "")
-    text = str(reason)[:MAX_ERROR] if reason else "no reason given; see the site's own log"
-    return f"{message.get_return_code()}: {text}"
-
-
-def public_message(error: BaseException, private_paths: Iterable[Path] = ()) -> str:
-    """What the server may know of a failure at a site.
-
-    The class, and the text of our own errors without anything that looks like a path or a file.
-    Texts of foreign errors may quote data, so they stay in the site's log.
-
-    Args:
-        error: What was caught.
-        private_paths: The site's own folders; what follows one of them goes too, spaces included.
-    """
-    name = type(error).__name__
-    if not isinstance(error, ValueError) or not type(error).__module__.startswith("vltune"):
-        return f"{name} (the site's own log has the text)"
-    text = str(error)
-    for path in sorted(map(str, private_paths), key=len, reverse=True):
-        text = re.sub(re.escape(path) + r"[^:;,'\"\n]*", "<path>", text)
-    return f"{name}: {_PATH.sub('<path>', text)}"[:MAX_ERROR]

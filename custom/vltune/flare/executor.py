@@ -26,21 +26,20 @@ from nvflare.apis.utils.analytix_utils import create_analytic_dxo, send_analytic
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 from torch import Tensor
 
+from vltune.flare.allow_list import SITE_METRICS
 from vltune.flare.exchange import (
     HEADER_RUN,
     HEADER_SITES,
-    SITE_METRICS,
     TASK_PREPARE,
     TASK_TRAIN,
     TASK_VALIDATE,
-    error_reply,
     evaluation_reply,
     handshake_reply,
-    public_message,
     round_of,
     to_tensors,
     update_reply,
 )
+from vltune.flare.failure import error_reply, public_message
 from vltune.flare.filters import SPEC_PROPERTY, check_result
 from vltune.flare.site_state import SiteState
 from vltune.parameters import LocalUpdate

@@ -16,21 +16,17 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import ReservedHeaderKey, Shareable
 from nvflare.app_common.app_constant import AppConstants
 
+from vltune.flare.allow_list import HANDSHAKE_KEYS, SITE_FACTS, SITE_HISTOGRAMS, SITE_METRICS
 from vltune.flare.exchange import (
-    HANDSHAKE_KEYS,
-    HEADER_ERROR,
     META_EXAMPLES,
     META_HANDSHAKE,
     META_HISTOGRAMS,
     META_METRICS,
     PAYLOAD_KEY,
-    SITE_FACTS,
-    SITE_HISTOGRAMS,
-    SITE_METRICS,
-    error_reply,
     is_number,
     payload_bytes,
 )
+from vltune.flare.failure import HEADER_ERROR, error_reply
 from vltune.parameters import SharedSpec
 
 SPEC_PROPERTY = "vltune_shared_spec"

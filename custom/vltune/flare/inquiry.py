@@ -15,7 +15,8 @@ from nvflare.app_common.abstract.fl_model import FLModel
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
 from vltune.flare.aggregator import META_SITE
-from vltune.flare.exchange import error_of, payload_bytes
+from vltune.flare.exchange import payload_bytes
+from vltune.flare.failure import error_of
 from vltune.flare.run_log import RunLog
 
 POLL_SECONDS = 0.02

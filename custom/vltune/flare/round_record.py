@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vltune.flare.exchange import TRAIN_METRICS
+from vltune.flare.allow_list import TRAIN_METRICS
 from vltune.flare.federation import METRICS, FederationError
 from vltune.flare.inquiry import Answers
 from vltune.flare.roll_call import RollCall

@@ -15,7 +15,7 @@ from vltune.config import ConfigError
 from vltune.data.image_sources import read_source
 from vltune.data.rows import RecordError
 from vltune.features import FeatureCache
-from vltune.flare.exchange import public_message
+from vltune.flare.failure import public_message
 from vltune.site_config import read_site_config, require_answers
 
 

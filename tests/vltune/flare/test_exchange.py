@@ -10,15 +10,12 @@ from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 from nvflare.fuel.utils import fobs
 
 from vltune.config import ConfigError
+from vltune.flare.allow_list import SITE_HISTOGRAMS
 from vltune.flare.exchange import (
-    SITE_HISTOGRAMS,
     ExchangeError,
-    error_of,
-    error_reply,
     evaluation_reply,
     handshake_reply,
     payload_bytes,
-    public_message,
     read_evaluation,
     read_handshake,
     read_update,
@@ -27,6 +24,7 @@ from vltune.flare.exchange import (
     to_tensors,
     update_reply,
 )
+from vltune.flare.failure import error_of, error_reply, public_message
 from vltune.histograms import score_histograms
 from vltune.parameters import LocalUpdate
 from vltune.participant import Evaluation, Handshake

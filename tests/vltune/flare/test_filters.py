@@ -12,13 +12,8 @@ from nvflare.app_common.decomposers import numpy_decomposers
 from nvflare.app_common.filters.percentile_privacy import PercentilePrivacy
 from nvflare.fuel.utils import fobs
 
-from vltune.flare.exchange import (
-    HEADER_ERROR,
-    error_reply,
-    evaluation_reply,
-    handshake_reply,
-    update_reply,
-)
+from vltune.flare.exchange import evaluation_reply, handshake_reply, update_reply
+from vltune.flare.failure import HEADER_ERROR, error_reply
 from vltune.flare.filters import SPEC_PROPERTY, SharedOnlyFilter
 from vltune.histograms import score_histograms
 from vltune.parameters import LocalUpdate

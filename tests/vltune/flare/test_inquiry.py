@@ -11,7 +11,8 @@ from nvflare.apis.fl_constant import ReturnCode
 from nvflare.apis.shareable import Shareable
 from nvflare.apis.signal import Signal
 
-from vltune.flare.exchange import error_reply, evaluation_reply, task_message
+from vltune.flare.exchange import evaluation_reply, task_message
+from vltune.flare.failure import error_reply
 from vltune.flare.inquiry import Inquiry, Live, RunAbortedError
 from vltune.participant import Evaluation
 
