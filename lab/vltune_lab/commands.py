@@ -175,6 +175,7 @@ class JanusStage(StrEnum):
     """What janus-compact learns one after the other; see `vltune_lab.pretrain.janus`."""
 
     TOKENIZER = "tokenizer"
+    DECODER = "decoder"
     VISION = "vision"
     LANGUAGE = "language"
     PUBLISH = "publish"

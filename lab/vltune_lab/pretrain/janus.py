@@ -1,6 +1,7 @@
 """`vltune pretrain janus`: train janus-compact on scenes of the pre-training styles, in stages.
 
-1. `tokenizer`: images -> codes -> images (`pixel_tokenizer`).
+1. `tokenizer`: images -> codes -> images (`pixel_tokenizer`); `decoder` trains its second half on
+   (`pixel_decoder`) and may come at any time after it.
 2. `vision`: the vision tower, from clip-compact (`janus_vision`). Needs no other stage.
 3. `language`: the language model draws prompts, code by code, and from `reading_from` on answers
    questions too. It takes what the other stages have learnt; both stay as they are.

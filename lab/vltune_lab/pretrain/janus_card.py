@@ -76,7 +76,7 @@ def publish(
         **run_facts(state, folder / WEIGHTS, device, images_seen=seen),
         "command": "vltune pretrain janus",
         "history": history,
-        "stages": {name: stage_facts(work / name) for name in ("tokenizer", "vision")},
+        "stages": {name: stage_facts(work / name) for name in ("tokenizer", "decoder", "vision")},
         "pixels": measure_pixels(backbone, seed, num_images),
         "questions": measure_questions(backbone, seed, num_images),
         "drawing": measure_drawing(backbone, seed, per_tag),
@@ -183,10 +183,11 @@ Exact match on unseen scenes by kind of question, greedy decoding:
 {question_table(card["questions"])}
 
 - Data: {card["data"]["images_seen"]:,} rendered images of the styles
-  {", ".join(card["data"]["styles"])} in the last stage, besides those of the first two.
+  {", ".join(card["data"]["styles"])} in the last stage, besides those before.
 - Recipe: {card["steps"]:,} steps of the last stage, seed {recipe["seed"]}, AdamW
   {recipe["learning_rate"]}; before it {stages["tokenizer"].get("steps", 0):,} steps of the pixel
-  tokenizer and {stages["vision"].get("steps", 0):,} of the vision tower, which began with
+  tokenizer, {stages["decoder"].get("steps", 0):,} of its decoder alone and
+  {stages["vision"].get("steps", 0):,} of the vision tower, which began with
   clip-compact's blocks. The word table began as florence2-compact's. All recipes in `card.json`.
 - Hardware: {card["hardware"]}; {seconds / 60:.0f} minutes of training steps.
 - Weights: `{card["weights"]["file"]}`, {card["weights"]["bytes"] / 1e6:.1f} MB,

@@ -46,6 +46,31 @@ class TokenizerRecipe:
 
 
 @dataclass(frozen=True)
+class DecoderRecipe:
+    """Of the pixel tokenizer's decoder, trained on for the codes as they are.
+
+    Attributes:
+        seed: Of the data.
+        steps: Optimiser steps.
+        batch_size: Images a step.
+        learning_rate: Peak of AdamW; linear warm-up, then cosine to zero.
+        pixel_shuffle: As the tokenizer's.
+    """
+
+    seed: int = 2029
+    steps: int = 3000
+    batch_size: int = 16
+    learning_rate: float = 1e-3
+    warmup_steps: int = 50
+    pixel_shuffle: int = 8
+    checkpoint_every: int = 100
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch_size < 2 or not 0 < self.learning_rate < 1:
+            raise ConfigError("pretrain: needs steps >= 1, batch_size >= 2, 0 < learning_rate < 1")
+
+
+@dataclass(frozen=True)
 class VisionWeights:
     """Weights of stage two's terms: two of distillation, five of the grounding head."""
 

@@ -5,9 +5,22 @@ from pathlib import Path
 from typing import Any
 
 from vltune.config import from_mapping
-from vltune_lab.pretrain.janus import JanusRun, build_backbone, start, take_words, train_language
-from vltune_lab.pretrain.janus_recipe import JanusRecipe, TokenizerRecipe, VisionRecipe
+from vltune_lab.pretrain.janus import (
+    JanusRun,
+    build_backbone,
+    start,
+    take_stage,
+    take_words,
+    train_language,
+)
+from vltune_lab.pretrain.janus_recipe import (
+    DecoderRecipe,
+    JanusRecipe,
+    TokenizerRecipe,
+    VisionRecipe,
+)
 from vltune_lab.pretrain.janus_vision import train_vision
+from vltune_lab.pretrain.pixel_decoder import check_codes, train_decoder
 from vltune_lab.pretrain.pixel_tokenizer import train_tokenizer
 from vltune_lab.pretrain.run_state import RunState
 from vltune_lab.scenes.library import PACKAGED_ASSETS
@@ -28,7 +41,7 @@ def run_stage(
     """Train one stage to its end.
 
     Args:
-        stage: `tokenizer`, `vision` or `language`.
+        stage: `tokenizer`, `decoder`, `vision` or `language`.
         mapping: What differs from the stage's recipe.
         out: Model folder; holds config.json, vltune_janus.json, preprocessing and tokenizer.
         work: Folder of all stages.
@@ -43,6 +56,11 @@ def run_stage(
         recipe = from_mapping(TokenizerRecipe, mapping, "--set")
         config = build_backbone(out, recipe.seed)._janus.config.vq_config
         return train_tokenizer(recipe, config, work / stage, **options)
+    if stage == "decoder":
+        decoder = from_mapping(DecoderRecipe, mapping, "--set")
+        vq = build_backbone(out, decoder.seed)._janus.model.vqmodel
+        take_stage(work / "tokenizer", {"vq": vq})
+        return train_decoder(decoder, vq, work / stage, **options)
     if stage == "vision":
         vision = from_mapping(VisionRecipe, mapping, "--set")
         backbone = build_backbone(out, vision.seed)
@@ -54,9 +72,19 @@ def run_stage(
 
 
 def load_run(mapping: Mapping[str, Any], *, out: Path, work: Path, device: str) -> JanusRun:
-    """The last stage as its checkpoint has it, without training."""
+    """The last stage as its checkpoint has it, without training, and the decoder trained on.
+
+    Raises:
+        ConfigError: The decoder is of another tokenizer than the last stage began with.
+    """
     recipe = from_mapping(JanusRecipe, mapping, "--set")
-    return start(recipe, build_backbone(out, recipe.seed), work, device)
+    run = start(recipe, build_backbone(out, recipe.seed), work, device)
+    decoder = work / "decoder" / "checkpoint.pt"
+    if decoder.is_file():
+        vq: Any = run.model.model.vqmodel
+        check_codes(vq, decoder)
+        take_stage(decoder.parent, {"vq": vq})
+    return run
 
 
 def publish_stages(

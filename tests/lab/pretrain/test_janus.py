@@ -16,12 +16,18 @@ from vltune_lab.pretrain.janus import (
     drawing_loss,
     reading_loss,
     start,
+    take_stage,
     take_words,
 )
 from vltune_lab.pretrain.janus_card import publish
 from vltune_lab.pretrain.janus_folder import write_folder
 from vltune_lab.pretrain.janus_packing import packed_losses
-from vltune_lab.pretrain.janus_recipe import JanusRecipe, TokenizerRecipe, VisionRecipe
+from vltune_lab.pretrain.janus_recipe import (
+    DecoderRecipe,
+    JanusRecipe,
+    TokenizerRecipe,
+    VisionRecipe,
+)
 from vltune_lab.pretrain.janus_vision import (
     copy_blocks,
     ground,
@@ -30,6 +36,7 @@ from vltune_lab.pretrain.janus_vision import (
     read_tower,
     vision_modules,
 )
+from vltune_lab.pretrain.pixel_decoder import decode_latents, start_decoder, train_decoder
 from vltune_lab.pretrain.pixel_tokenizer import (
     DEAD,
     Codebook,
@@ -177,6 +184,44 @@ def test_words_begin_as_florence2_compacts(backbone: JanusBackbone) -> None:
 def test_a_stage_needs_the_one_before(backbone: JanusBackbone, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="Run the stage 'tokenizer' first"):
         start(JanusRecipe(), backbone, tmp_path, "cpu")
+
+
+def test_the_decoder_learns_and_the_codes_stay(backbone: JanusBackbone, tmp_path: Path) -> None:
+    config = backbone._janus.config.vq_config
+    save(start_tokenizer(TokenizerRecipe(), config, tmp_path / "absent"), tmp_path / "tokenizer")
+    begun = take_vq(config, tmp_path / "tokenizer")
+    recipe = DecoderRecipe(steps=12, batch_size=2, warmup_steps=1, checkpoint_every=5)
+    state = train_decoder(recipe, begun, tmp_path / "decoder", workers=0)
+    before = take_vq(config, tmp_path / "tokenizer").state_dict()
+    after = state.modules["vq"].state_dict()
+    changed = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+    assert changed
+    assert all(name.startswith(("decoder.", "post_quant_conv.")) for name in changed)
+    pixels = PixelStream(
+        load_library(styles=PRETRAINING_STYLES, verify=False), seed=9, batch_size=4, image_size=64
+    ).batch(0)
+    seen = F.pixel_unshuffle(pixels.float().div(127.5).sub(1.0), recipe.pixel_shuffle)
+    old, new = (
+        psnr(decode_latents(vq, seen).detach(), seen)
+        for vq in (take_vq(config, tmp_path / "tokenizer"), state.modules["vq"])
+    )
+    assert new > old + 0.5
+
+
+def test_a_decoder_of_other_codes_is_refused(backbone: JanusBackbone, tmp_path: Path) -> None:
+    config = backbone._janus.config.vq_config
+    recipe = DecoderRecipe(steps=1)
+    first = start_tokenizer(TokenizerRecipe(), config, tmp_path / "absent").modules["vq"]
+    save(start_decoder(recipe, first, tmp_path / "absent"), tmp_path / "decoder")
+    other = start_tokenizer(TokenizerRecipe(seed=1), config, tmp_path / "absent").modules["vq"]
+    with pytest.raises(ConfigError, match="codes of another tokenizer"):
+        start_decoder(recipe, other, tmp_path / "decoder" / "checkpoint.pt")
+
+
+def take_vq(config: Any, folder: Path) -> Any:
+    vq = start_tokenizer(TokenizerRecipe(seed=3), config, folder / "absent").modules["vq"]
+    take_stage(folder, {"vq": vq})
+    return vq
 
 
 def test_both_losses_train_the_language_model_alone(library: Library, tmp_path: Path) -> None:
