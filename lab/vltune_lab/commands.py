@@ -1,6 +1,5 @@
 """The lab's commands of `vltune`."""
 
-import json
 import time
 from enum import StrEnum
 from pathlib import Path
@@ -10,14 +9,14 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from vltune.config import apply_overrides, from_mapping, load_config, read_mapping, to_mapping
+from vltune.config import load_config
 from vltune_lab.bench.commands import register as register_bench
 from vltune_lab.discovery.commands import register as register_conditions
+from vltune_lab.pretrain.commands import register as register_pretrain
 from vltune_lab.report.commands import register as register_report
 
 console = Console()
 scenes_app = typer.Typer(help="The embedded world.", no_args_is_help=True)
-pretrain_app = typer.Typer(help="Train the compact backbones.", no_args_is_help=True)
 
 Overrides = Annotated[list[str], typer.Option("--set", help="key.sub=value, repeatable.")]
 
@@ -25,7 +24,7 @@ Overrides = Annotated[list[str], typer.Option("--set", help="key.sub=value, repe
 def register(app: typer.Typer) -> None:
     """Add the lab's commands; called through the entry point group `vltune.commands`."""
     app.add_typer(scenes_app, name="scenes")
-    app.add_typer(pretrain_app, name="pretrain")
+    register_pretrain(app)
     app.command("demo")(demo)
     register_report(app)
     register_bench(app)
@@ -97,141 +96,3 @@ def scenes_make(
     else:
         text = f"{made.num_images} images in {out}, {made.num_images / seconds:.0f} images/s"
     console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-
-@pretrain_app.command("clip")
-def pretrain_clip(
-    work: Annotated[Path, typer.Option(help="Checkpoints and log; a second call resumes.")] = Path(
-        "build/pretrain-clip"
-    ),
-    out: Annotated[Path, typer.Option(help="Model folder with open_clip_config.json.")] = Path(
-        "assets/clip-compact"
-    ),
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    workers: Annotated[int, typer.Option(help="Rendering processes.")] = 1,
-    recipe: Annotated[Path | None, typer.Option(help="YAML with a PretrainConfig.")] = None,
-    overrides: Overrides = [],  # noqa: B006 - typer reads the default once
-) -> None:
-    """Train clip-compact on the pre-training styles, then write weights and card."""
-    from vltune_lab.pretrain.card import publish
-    from vltune_lab.pretrain.clip import pretrain
-    from vltune_lab.pretrain.recipe import PretrainConfig
-
-    mapping = apply_overrides(read_mapping(recipe) if recipe else {}, overrides)
-    config = from_mapping(PretrainConfig, mapping, str(recipe or "--set"))
-    state = pretrain(config, model_folder=out, work=work, device=device, workers=workers)
-    console.print_json(json.dumps(publish(state, config, out, device)))
-
-
-@pretrain_app.command("florence2")
-def pretrain_florence2(
-    work: Annotated[Path, typer.Option(help="Checkpoints and log; a second call resumes.")] = Path(
-        "build/pretrain-florence2"
-    ),
-    out: Annotated[Path, typer.Option(help="Model folder with config.json and tokenizer.")] = Path(
-        "assets/florence2-compact"
-    ),
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    workers: Annotated[int, typer.Option(help="Rendering processes.")] = 1,
-    recipe: Annotated[Path | None, typer.Option(help="YAML with a Florence2Recipe.")] = None,
-    overrides: Overrides = [],  # noqa: B006 - typer reads the default once
-) -> None:
-    """Train florence2-compact on the pre-training styles, then write weights and card."""
-    from vltune_lab.pretrain.florence2 import pretrain
-    from vltune_lab.pretrain.florence2_card import publish
-    from vltune_lab.pretrain.florence2_recipe import Florence2Recipe
-
-    mapping = apply_overrides(read_mapping(recipe) if recipe else {}, overrides)
-    config = from_mapping(Florence2Recipe, mapping, str(recipe or "--set"))
-    state = pretrain(config, model_folder=out, work=work, device=device, workers=workers)
-    console.print_json(json.dumps(publish(state, out, device)))
-
-
-@pretrain_app.command("judge")
-def pretrain_judge(
-    work: Annotated[Path, typer.Option(help="Checkpoints and log; a second call resumes.")] = Path(
-        "build/pretrain-judge"
-    ),
-    out: Annotated[Path, typer.Option(help="Model folder to write.")] = Path(
-        "assets/judge-compact"
-    ),
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    workers: Annotated[int, typer.Option(help="Rendering processes.")] = 1,
-    recipe: Annotated[Path | None, typer.Option(help="YAML with a JudgeRecipe.")] = None,
-    overrides: Overrides = [],  # noqa: B006 - typer reads the default once
-) -> None:
-    """Train the detector that judges generated pictures, then write weights and card."""
-    from vltune_lab.pretrain.judge import pretrain
-    from vltune_lab.pretrain.judge_card import publish
-    from vltune_lab.pretrain.judge_recipe import JudgeRecipe
-
-    mapping = apply_overrides(read_mapping(recipe) if recipe else {}, overrides)
-    config = from_mapping(JudgeRecipe, mapping, str(recipe or "--set"))
-    state = pretrain(config, work=work, device=device, workers=workers)
-    console.print_json(json.dumps(publish(state, out, device)))
-
-
-class JanusStage(StrEnum):
-    """What janus-compact learns one after the other; see `vltune_lab.pretrain.janus`."""
-
-    TOKENIZER = "tokenizer"
-    DECODER = "decoder"
-    VISION = "vision"
-    LANGUAGE = "language"
-    PUBLISH = "publish"
-
-
-@pretrain_app.command("janus")
-def pretrain_janus(
-    stage: Annotated[JanusStage, typer.Option(help="One stage, or publish what is there.")],
-    work: Annotated[Path, typer.Option(help="Checkpoints and log; a second call resumes.")] = Path(
-        "build/pretrain-janus"
-    ),
-    out: Annotated[Path, typer.Option(help="Model folder with config.json and tokenizer.")] = Path(
-        "assets/janus-compact"
-    ),
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    workers: Annotated[int, typer.Option(help="Rendering processes.")] = 1,
-    recipe: Annotated[Path | None, typer.Option(help="YAML with the stage's recipe.")] = None,
-    overrides: Overrides = [],  # noqa: B006 - typer reads the default once
-) -> None:
-    """Train a stage of janus-compact on the pre-training styles, or write weights and card."""
-    from vltune_lab.pretrain.janus_stages import publish_stages, run_stage
-
-    mapping = apply_overrides(read_mapping(recipe) if recipe else {}, overrides)
-    if stage is JanusStage.PUBLISH:
-        console.print_json(json.dumps(publish_stages(mapping, out=out, work=work, device=device)))
-    else:
-        run_stage(stage.value, mapping, out=out, work=work, device=device, workers=workers)
-
-
-@pretrain_app.command("blip3o")
-def pretrain_blip3o(
-    work: Annotated[Path, typer.Option(help="Checkpoints and logs; a second call resumes.")] = Path(
-        "build/pretrain-blip3o"
-    ),
-    out: Annotated[Path, typer.Option(help="Model folder to write.")] = Path(
-        "assets/blip3o-compact"
-    ),
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    workers: Annotated[int, typer.Option(help="Rendering processes.")] = 1,
-    until: Annotated[
-        str, typer.Option(help="Last stage: decoder, understanding or drawing.")
-    ] = "drawing",
-    recipe: Annotated[Path | None, typer.Option(help="YAML with a Blip3oRecipe.")] = None,
-    overrides: Overrides = [],  # noqa: B006 - typer reads the default once
-) -> None:
-    """Train blip3o-compact on the pre-training styles; after the last stage write it with card."""
-    from vltune_lab.pretrain.blip3o import STAGES, pretrain
-    from vltune_lab.pretrain.blip3o_card import publish
-    from vltune_lab.pretrain.blip3o_recipe import Blip3oRecipe
-
-    if until not in STAGES:
-        raise typer.BadParameter(f"expected one of {', '.join(STAGES)}, got {until!r}")
-    begun = read_mapping(recipe) if recipe else to_mapping(Blip3oRecipe())
-    mapping = apply_overrides(begun, overrides)
-    config = from_mapping(Blip3oRecipe, mapping, str(recipe or "--set"))
-    stages = STAGES[: STAGES.index(until) + 1]
-    backbone, states = pretrain(config, work=work, device=device, workers=workers, stages=stages)
-    if until == STAGES[-1]:
-        console.print_json(json.dumps(publish(backbone, states, out, device)))
