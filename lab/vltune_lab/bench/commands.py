@@ -119,6 +119,27 @@ def fedumm(  # noqa: PLR0913 - its options
     show(write_results(out, {"protocol": "fedumm", **provenance(command), "rows": rows}))
 
 
+@bench_app.command("fedumm-dataflow")
+def fedumm_dataflow(
+    quick: Quick = False,
+    seeds: Annotated[str, typer.Option(help="Comma-separated seeds.")] = "8,9,10",
+    worlds: Annotated[Path, typer.Option(help="Folder of start and worlds.")] = Path(
+        "build/fedumm-dataflow"
+    ),
+    out: Annotated[Path, typer.Option(help="Result file.")] = RESULTS_FOLDER
+    / "fedumm-dataflow.json",
+) -> None:
+    """FedUMM on blip_vqa against a re-implementation of research/fedumm's dataflow."""
+    from vltune_lab.bench.fedumm_dataflow import run_fedumm_dataflow
+
+    with Progress(console=Console()) as bars:
+        rows = run_fedumm_dataflow(
+            [int(text) for text in seeds.split(",")], worlds, bars, quick=quick
+        )
+    command = f"vltune bench fedumm-dataflow --seeds {seeds}" + (" --quick" if quick else "")
+    show(write_results(out, {"protocol": "fedumm-dataflow", **provenance(command), "rows": rows}))
+
+
 @bench_app.command("florence-shape")
 def florence_shape(
     quick: Quick = False,

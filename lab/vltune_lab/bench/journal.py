@@ -3,10 +3,11 @@
     journal = Journal(folder / "rows.jsonl")
     row = journal.row({"method": "svd", "seed": 8, "job": job}, measure)
 
-A row is known by everything that its figures follow from: what the caller names, and the commit.
-Several processes may share one file.
+A row is known by everything that its figures follow from: what the caller names, among it
+`weights_hash` of the models, and the commit. Several processes may share one file.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,6 +18,8 @@ from vltune.files import sha256_json
 from vltune_lab.bench.provenance import commit
 
 _KEY = "key"
+_TEXTS = frozenset({".md", ".txt", ".log"})
+_CARDS = frozenset({"card.json"})
 
 
 class Journal:
@@ -48,6 +51,25 @@ class Journal:
             with self._path.open("a") as file:
                 file.write(json.dumps({_KEY: key, "row": row}) + "\n")
         return self._rows[key]
+
+
+def weights_hash(weights: str | Path) -> str:
+    """What a model's folder or file holds, as hex SHA-256; a hub id or tag stays as it is.
+
+    Texts that no figure depends on (cards, logs) are left out.
+    """
+    path = Path(weights)
+    if not path.exists():
+        return str(weights)
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    found = {}
+    for file in files:
+        if file.suffix not in _TEXTS and file.name not in _CARDS:
+            with file.open("rb") as stream:
+                found[str(file.relative_to(path))] = hashlib.file_digest(
+                    stream, "sha256"
+                ).hexdigest()
+    return sha256_json(found)
 
 
 def _read(path: Path) -> dict[str, dict[str, Any]]:

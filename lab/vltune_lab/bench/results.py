@@ -20,7 +20,7 @@ from vltune.files import write_json_atomic
 RESULTS_FOLDER = Path("benchmarks/results")
 PROTOCOL, BENCHMARK = "protocol", "benchmark"
 FRACTIONS = frozenset(
-    {"mAP", "CF1", "OF1", "worst_site_mAP", "zero_shot_mAP", "accuracy", "worst_site"}
+    {"mAP", "CF1", "OF1", "worst_site_mAP", "zero_shot_mAP", "accuracy", "worst_site", "vqa"}
 )
 AMOUNTS = frozenset(
     {"bytes_up", "bytes_down", "seconds", "baseline", "ours", "ratio", "max_abs_error", "repeats"}

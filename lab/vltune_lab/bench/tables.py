@@ -38,6 +38,10 @@ _COLUMNS: dict[str, tuple[str, float, int]] = {
     "kept_vqa": ("kept of the centralised gain, VQA", 100, 1),
     "spurious_activation": ("spurious activation, sd", 1, 2),
     "bytes_up": ("kB up per site and round", 1e-3, 1),
+    "bytes_down": ("kB down per site and round", 1e-3, 1),
+    "cpu_seconds_round": ("processor seconds a round, all sites", 1, 2),
+    "cpu_seconds_once": ("before the first round", 1, 2),
+    "peak_memory_mb": ("memory of a site, MB", 1, 0),
     "images_per_second": ("images a second", 1, 0),
     "seconds": ("seconds", 1, 1),
 }
