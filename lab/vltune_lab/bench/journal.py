@@ -7,14 +7,13 @@ A row is known by everything that its figures follow from: what the caller names
 `weights_hash` of the models, and the commit. Several processes may share one file.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from vltune.config import ConfigError
-from vltune.files import sha256_json
+from vltune.files import sha256_file, sha256_json
 from vltune_lab.bench.provenance import commit
 
 _KEY = "key"
@@ -65,10 +64,7 @@ def weights_hash(weights: str | Path) -> str:
     found = {}
     for file in files:
         if file.suffix not in _TEXTS and file.name not in _CARDS:
-            with file.open("rb") as stream:
-                found[str(file.relative_to(path))] = hashlib.file_digest(
-                    stream, "sha256"
-                ).hexdigest()
+            found[str(file.relative_to(path))] = sha256_file(file)
     return sha256_json(found)
 
 

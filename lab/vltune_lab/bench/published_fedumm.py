@@ -33,7 +33,7 @@ from vltune.backbones.checkpoint import BackboneConfig
 from vltune.config import ConfigError, read_mapping
 from vltune.data.image_sources import read_source
 from vltune.data.image_text import ImageTextSamples
-from vltune.participant import ShouldStop
+from vltune.participant import ShouldStop, never
 from vltune.site_config import AnySiteConfig, require_unified
 from vltune.site_settings import UnifiedSiteConfig
 from vltune.training import TrainingStopped
@@ -136,23 +136,25 @@ class PublishedTask:
         """None beside the loop's own."""
         return {}
 
-    def measure_validation(self) -> dict[str, float]:
+    def measure_validation(self, should_stop: ShouldStop = never) -> dict[str, float]:
         """`vqa_accuracy`, with the official normalisation so that figures compare."""
-        return self._measure(self.validation)
+        return self._measure(self.validation, should_stop)
 
-    def measure_test(self) -> dict[str, float]:
+    def measure_test(self, should_stop: ShouldStop = never) -> dict[str, float]:
         """The same of the test data; empty without any."""
-        return {} if self.test is None else self._measure(self.test)
+        return {} if self.test is None else self._measure(self.test, should_stop)
 
     def adapters(self) -> dict[str, slice | None]:
         """One."""
         return {"": None}
 
     @torch.inference_mode()
-    def _measure(self, samples: ImageTextSamples) -> dict[str, float]:
+    def _measure(self, samples: ImageTextSamples, should_stop: ShouldStop) -> dict[str, float]:
         texts: list[str] = []
         size = self._job.batch_size
         for start in range(0, len(samples.records), size):
+            if should_stop():
+                raise TrainingStopped(f"stopped after {start} answers")
             rows = range(start, min(start + size, len(samples.records)))
             batch = self._batch(samples, list(rows))
             questions, mask = self._ids(batch.prompts)

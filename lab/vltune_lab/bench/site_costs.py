@@ -21,7 +21,7 @@ from torch import Tensor
 from vltune.algorithms.lora_site import LoraParticipant
 from vltune.flare.recipe import site_job
 from vltune.parameters import LocalUpdate
-from vltune.participant import Evaluation, Handshake, ShouldStop
+from vltune.participant import Evaluation, Handshake, ShouldStop, never
 from vltune.site_config import read_site_config
 from vltune_lab.bench.fedumm_runs import Build
 
@@ -64,10 +64,10 @@ class TimedSite:
         with self._timed("prepare"):
             return self._inner.prepare(should_stop)
 
-    def evaluate(self, shared: dict[str, Tensor]) -> Evaluation:
+    def evaluate(self, shared: dict[str, Tensor], should_stop: ShouldStop = never) -> Evaluation:
         """As the inner site."""
         with self._timed("evaluate"):
-            return self._inner.evaluate(shared)
+            return self._inner.evaluate(shared, should_stop)
 
     def train(
         self, shared: dict[str, Tensor], round_number: int, should_stop: ShouldStop
