@@ -161,13 +161,18 @@ def florence_shape(
 
 @bench_app.command("traffic")
 def traffic(
+    exchange: Annotated[
+        list[str], typer.Option(help="MODEL=FOLDER of weights: a round is really run.")
+    ] = [],  # noqa: B006 - typer reads the default once
     out: Annotated[Path, typer.Option(help="Result file.")] = RESULTS_FOLDER / "traffic.json",
 ) -> None:
     """Bytes a round of LoRA's factors against all weights, also of models too large to hold."""
     from vltune_lab.bench.model_shapes import run_traffic
 
-    content = {"benchmark": "traffic", **provenance("vltune bench traffic"), "rows": run_traffic()}
-    show(write_results(out, content))
+    folders = {name: Path(folder) for name, _, folder in (text.partition("=") for text in exchange)}
+    command = "vltune bench traffic" + "".join(f" --exchange {text}" for text in exchange)
+    rows = run_traffic(exchanged=folders)
+    show(write_results(out, {"benchmark": "traffic", **provenance(command), "rows": rows}))
 
 
 @bench_app.command("scenes")

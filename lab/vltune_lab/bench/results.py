@@ -23,7 +23,18 @@ FRACTIONS = frozenset(
     {"mAP", "CF1", "OF1", "worst_site_mAP", "zero_shot_mAP", "accuracy", "worst_site", "vqa"}
 )
 AMOUNTS = frozenset(
-    {"bytes_up", "bytes_down", "seconds", "baseline", "ours", "ratio", "max_abs_error", "repeats"}
+    {
+        "bytes_up",
+        "bytes_down",
+        "wire_bytes_up",
+        "wire_bytes_down",
+        "seconds",
+        "baseline",
+        "ours",
+        "ratio",
+        "max_abs_error",
+        "repeats",
+    }
 )
 NUMBERS = FRACTIONS | AMOUNTS | {"spurious_activation", "exactness_error"}
 

@@ -157,8 +157,9 @@ def _speed(rows: Sequence[Row]) -> list[list[str]]:
 
 def _traffic(rows: Sequence[Row]) -> list[list[str]]:
     heading = ["model", "parameters", "full fine-tuning, MB", "LoRA, MB", "times less"]
+    is_measured = any("wire_bytes_up" in row for row in rows)
     return [
-        heading,
+        [*heading, *["sent in a real round, MB"] * is_measured],
         *(
             [
                 row["name"],
@@ -166,10 +167,16 @@ def _traffic(rows: Sequence[Row]) -> list[list[str]]:
                 f"{row['baseline'] / 1e6:,.0f}",
                 _significant(row["ours"] / 1e6),
                 _significant(row["ratio"]),
+                *[_sent(row)] * is_measured,
             ]
             for row in rows
         ),
     ]
+
+
+def _sent(row: Row) -> str:
+    sent = row.get("wire_bytes_up")
+    return "not measured" if sent is None else _significant(sent / 1e6)
 
 
 def _methods_by_setting(rows: Sequence[Row]) -> list[list[str]]:
