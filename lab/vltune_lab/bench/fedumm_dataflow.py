@@ -36,9 +36,9 @@ from vltune_lab.scenes.unified_world import UNIFIED_WORLD, Pool, UnifiedWorld
 
 JOURNAL = "rows.jsonl"
 SITES, ALPHA = 4, 0.5
-POOL = Pool(240, 40, 16)
+POOL = Pool(200, 24, 16)
 GLOBAL_TEST = 150
-ROUNDS = 5
+ROUNDS = 4
 RATE = "training.learning_rate=3e-3"
 """For all methods."""
 

@@ -120,7 +120,7 @@ def put(poc: Path) -> Callable[[Path], None]:
 
     def point(folder: Path) -> None:
         for path in folder.glob("site-*/vltune_site.yaml"):
-            path.write_text(path.read_text().removesuffix("threads: 1\n") + "threads: 1\n")
+            path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"threads": 1}))
         poc.unlink(missing_ok=True)
         poc.symlink_to(folder, target_is_directory=True)
 
