@@ -13,9 +13,14 @@ from torch import Tensor
 from vltune.parameters import LocalUpdate, SharedSpec
 from vltune.training import TrainingStopped
 
-__all__ = ["Evaluation", "Handshake", "Participant", "ShouldStop", "TrainingStopped"]
+__all__ = ["Evaluation", "Handshake", "Participant", "ShouldStop", "TrainingStopped", "never"]
 
 ShouldStop = Callable[[], bool]
+
+
+def never() -> bool:
+    """Nobody asks to stop."""
+    return False
 
 
 @dataclass(frozen=True)
@@ -62,8 +67,12 @@ class Participant(Protocol):
     def prepare(self, should_stop: ShouldStop) -> Handshake:
         """Load data, check class list and conditions, encode each image once."""
 
-    def evaluate(self, shared: dict[str, Tensor]) -> Evaluation:
-        """Measure the received shared tensors on local validation data."""
+    def evaluate(self, shared: dict[str, Tensor], should_stop: ShouldStop = never) -> Evaluation:
+        """Measure the received shared tensors on local validation data.
+
+        Raises:
+            TrainingStopped: `should_stop` returned True; where measuring takes long it is asked.
+        """
 
     def train(
         self, shared: dict[str, Tensor], round_number: int, should_stop: ShouldStop
@@ -74,11 +83,16 @@ class Participant(Protocol):
             TrainingStopped: `should_stop` returned True.
         """
 
-    def finish(self, shared: dict[str, Tensor]) -> dict[str, float]:
+    def finish(
+        self, shared: dict[str, Tensor], should_stop: ShouldStop = never
+    ) -> dict[str, float]:
         """The run is over and these are its last shared tensors: keep what the site will use.
 
         Returns:
             `test_...` metrics of the site's test data, if it has any.
+
+        Raises:
+            TrainingStopped: As `evaluate`.
         """
 
     def personal_state(self) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from vltune.algorithms.encoded_records import AnswerBatch, EncodedRecords, Token
 from vltune.algorithms.lora_job import LoraJob
 from vltune.backbones.vision_language import VisionLanguageBackbone
 from vltune.data.image_text import ImageTextSamples
-from vltune.participant import ShouldStop
+from vltune.participant import ShouldStop, never
 from vltune.site_config import QuestionSiteConfig
 from vltune.training import TrainingStopped
 
@@ -104,22 +104,23 @@ class AnswerTask:
         """None beside the loop's own."""
         return {}
 
-    def measure_validation(self) -> dict[str, float]:
+    def measure_validation(self, should_stop: ShouldStop = never) -> dict[str, float]:
         """Accuracy and what else `measure_answers` says."""
-        return self._measure(self.validation)
+        return self._measure(self.validation, should_stop)
 
-    def measure_test(self) -> dict[str, float]:
+    def measure_test(self, should_stop: ShouldStop = never) -> dict[str, float]:
         """The same of the test records; empty without any."""
-        return {} if self.test is None else self._measure(self.test)
+        return {} if self.test is None else self._measure(self.test, should_stop)
 
     def adapters(self) -> dict[str, slice | None]:
         """One."""
         return {"": None}
 
-    def _measure(self, split: EncodedRecords) -> dict[str, float]:
+    def _measure(self, split: EncodedRecords, should_stop: ShouldStop) -> dict[str, float]:
         return measure_answers(
             self._backbone,
             split,
             batch_size=self._job.batch_size,
             max_tokens=self._job.max_answer_tokens,
+            should_stop=should_stop,
         )

@@ -16,7 +16,7 @@ from vltune.algorithms.lora_job import LoraJob
 from vltune.algorithms.lora_site import LoraParticipant
 from vltune.algorithms.unified_task import TASKS, UnifiedChoice, UnifiedTask
 from vltune.backbones.checkpoint import BackboneConfig
-from vltune.backbones.judges import JudgeConfig, load_judge
+from vltune.backbones.judges import JudgeConfig, judge_hash, load_judge
 from vltune.backbones.registry import load_backbone
 from vltune.backbones.vision_language import VisionLanguageBackbone
 from vltune.config import ConfigError, from_part
@@ -141,10 +141,15 @@ def build_participant(
         found = data.with_own_weights(config.backbone, config.backbone.model)
         return load_backbone(found, data.device)
 
+    chosen = None
+    if config.judge is not None and data.prompt_files:
+        chosen = data.with_own_weights(config.judge, JUDGE)
+
     def build_task(backbone: VisionLanguageBackbone, should_stop: ShouldStop) -> UnifiedTask:
-        judge = None
-        if config.judge is not None and data.prompt_files:
-            judge = load_judge(data.with_own_weights(config.judge, JUDGE), data.device)
+        judge = None if chosen is None else load_judge(chosen, data.device)
         return UnifiedTask(parsed, choice, data, judge, backbone, should_stop)
 
-    return LoraParticipant(parsed, load, build_task, data, site_name, state_dir)
+    def own_facts() -> dict[str, str]:
+        return {} if chosen is None else {"judge": judge_hash(chosen)}
+
+    return LoraParticipant(parsed, load, build_task, data, site_name, state_dir, own_facts)

@@ -22,7 +22,7 @@ from vltune.backbones.vision_language import VisionLanguageBackbone
 from vltune.config import ConfigError
 from vltune.files import OutputError, sha256_json
 from vltune.parameters import LocalUpdate, hash_tensors, spec_of
-from vltune.participant import Evaluation, Handshake, ShouldStop
+from vltune.participant import Evaluation, Handshake, ShouldStop, never
 from vltune.seed import derive_seed
 from vltune.site_settings import AnswerSettings
 from vltune.training import (
@@ -75,10 +75,14 @@ class SiteTask(Protocol):
     def round_metrics(self) -> dict[str, float]:
         """Documented figures of the round that was trained, beside the loop's own."""
 
-    def measure_validation(self) -> dict[str, float]:
-        """Documented metrics of the model as it is now."""
+    def measure_validation(self, should_stop: ShouldStop = never) -> dict[str, float]:
+        """Documented metrics of the model as it is now.
 
-    def measure_test(self) -> dict[str, float]:
+        Raises:
+            TrainingStopped: `should_stop`, asked between batches, returned True.
+        """
+
+    def measure_test(self, should_stop: ShouldStop = never) -> dict[str, float]:
         """The same of the test records; empty without any."""
 
     def adapters(self) -> dict[str, slice | None]:
@@ -98,6 +102,7 @@ class LoraParticipant:
         site: Where the site's data are.
         site_name: FLARE name.
         state_dir: Where the site keeps what must survive a restart.
+        own_facts: The method's own facts of the handshake, asked once.
     """
 
     def __init__(
@@ -108,10 +113,12 @@ class LoraParticipant:
         site: AnswerSettings,
         site_name: str,
         state_dir: Path,
+        own_facts: Callable[[], dict[str, str]] = dict,
     ) -> None:
         self.job, self.site, self.site_name, self.state_dir = job, site, site_name, state_dir
         self.mode = job.aggregation.description
         self._load_backbone, self._build_task = load_backbone, build_task
+        self._own_facts = own_facts
 
     def prepare(self, should_stop: ShouldStop) -> Handshake:
         """Load model and data, encode each image once, put LoRA on."""
@@ -139,6 +146,7 @@ class LoraParticipant:
                         backbone.tokenizer_fingerprint,
                     ]
                 ),
+                **self._own_facts(),
             },
             own_spec=spec_of(self.lora.shared()),
         )
@@ -158,21 +166,21 @@ class LoraParticipant:
             )
         return backbone
 
-    def evaluate(self, shared: dict[str, Tensor]) -> Evaluation:
+    def evaluate(self, shared: dict[str, Tensor], should_stop: ShouldStop = never) -> Evaluation:
         """Measure the received factors with the site's own ones on its validation records."""
         metrics = {}
         told = self.state_dir / ZERO_SHOT_TOLD
         if not told.exists():
             with self.lora.untouched():
                 self.lora.model.eval()
-                untouched = self.task.measure_validation()
+                untouched = self.task.measure_validation(should_stop)
             told.touch()
             metrics = {
                 f"zero_shot_{n}": untouched[n] for n in self.task.headlines if n in untouched
             }
         self.lora.receive(shared)
         self.lora.model.eval()
-        return Evaluation(metrics | self.task.measure_validation())
+        return Evaluation(metrics | self.task.measure_validation(should_stop))
 
     def train(
         self, shared: dict[str, Tensor], round_number: int, should_stop: ShouldStop
@@ -218,7 +226,9 @@ class LoraParticipant:
             },
         )
 
-    def finish(self, shared: dict[str, Tensor]) -> dict[str, float]:
+    def finish(
+        self, shared: dict[str, Tensor], should_stop: ShouldStop = never
+    ) -> dict[str, float]:
         """Write the site's final model, its own factors included, as a PEFT adapter folder.
 
         A site whose own factors were never trained has no model of its own: nothing is written or
@@ -232,7 +242,9 @@ class LoraParticipant:
             return {}
         self.lora.receive(shared)
         self.lora.model.eval()
-        metrics = {f"test_{name}": value for name, value in self.task.measure_test().items()}
+        metrics = {
+            f"test_{name}": value for name, value in self.task.measure_test(should_stop).items()
+        }
         try:
             for part, directions in self.task.adapters().items():
                 folder = self.state_dir / EXPORT_FOLDER / part

@@ -35,7 +35,7 @@ from vltune.parameters import (
     shared_state,
     spec_of,
 )
-from vltune.participant import Evaluation, Handshake, ShouldStop
+from vltune.participant import Evaluation, Handshake, ShouldStop, never
 from vltune.seed import derive_seed
 from vltune.site_config import SiteConfig, Split
 from vltune.training import RoundPlan, TrainingConfig, local_train, round_span
@@ -160,8 +160,8 @@ class MultiLabelParticipant:
         self.model = self.build_model(self.backbone, self.conditions, self.job.seed)
         return self.backbone
 
-    def evaluate(self, shared: dict[str, Tensor]) -> Evaluation:
-        """Measure the received model on the site's validation images."""
+    def evaluate(self, shared: dict[str, Tensor], should_stop: ShouldStop = never) -> Evaluation:
+        """Measure the received model on the site's validation images; a matter of seconds."""
         model, _, validation = self._ready()
         apply_shared(model, shared, model.shared_keys())
         result = evaluate_scores(
@@ -211,7 +211,9 @@ class MultiLabelParticipant:
             },
         )
 
-    def finish(self, shared: dict[str, Tensor]) -> dict[str, float]:
+    def finish(
+        self, shared: dict[str, Tensor], should_stop: ShouldStop = never
+    ) -> dict[str, float]:
         """The global adapter is all there is; the server keeps it."""
         return {}
 

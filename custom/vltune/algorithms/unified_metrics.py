@@ -4,34 +4,47 @@ from collections.abc import Sequence
 
 import torch
 
-from vltune.algorithms.answer_metrics import generate
+from vltune.algorithms.answer_metrics import batch_starts, generate
 from vltune.algorithms.encoded_drawings import EncodedDrawings
 from vltune.algorithms.encoded_records import EncodedRecords
 from vltune.backbones.unified import UnifiedBackbone
 from vltune.backbones.vision_language import VisionLanguageBackbone
 from vltune.geneval import Judge, score_images
 from vltune.geneval_prompts import GenevalPrompt
+from vltune.participant import ShouldStop, never
 from vltune.seed import torch_generator
 from vltune.vqa_metrics import mean_vqa_accuracy
 
 
 def measure_understanding(
-    backbone: VisionLanguageBackbone, split: EncodedRecords, *, batch_size: int, max_tokens: int
+    backbone: VisionLanguageBackbone,
+    split: EncodedRecords,
+    *,
+    batch_size: int,
+    max_tokens: int,
+    should_stop: ShouldStop = never,
 ) -> dict[str, float]:
     """`vqa_accuracy`: mean soft accuracy of generated answers after the official normalisation."""
-    texts = generate(backbone, split, batch_size=batch_size, max_tokens=max_tokens)
+    texts = generate(
+        backbone, split, batch_size=batch_size, max_tokens=max_tokens, should_stop=should_stop
+    )
     accepted = [record.answers for record in split.records]
     return {"vqa_accuracy": mean_vqa_accuracy(texts, accepted)}
 
 
 @torch.inference_mode()
 def measure_drawing_loss(
-    backbone: UnifiedBackbone, split: EncodedDrawings, *, batch_size: int, seed: int
+    backbone: UnifiedBackbone,
+    split: EncodedDrawings,
+    *,
+    batch_size: int,
+    seed: int,
+    should_stop: ShouldStop = never,
 ) -> dict[str, float]:
     """`generation_loss`: mean over the captions, with the same random draws for one seed."""
     generator = torch_generator(seed)
     total = 0.0
-    for start in range(0, len(split), batch_size):
+    for start in batch_starts(len(split), batch_size, should_stop):
         batch = split.batch_at(torch.arange(start, min(start + batch_size, len(split))))
         losses = backbone.generation_loss(batch.targets, batch.prompts, generator=generator)
         total += losses.double().sum().item()
@@ -46,6 +59,7 @@ def measure_drawings(
     batch_size: int,
     seed: int,
     guidance: float | None,
+    should_stop: ShouldStop = never,
 ) -> dict[str, float]:
     """`geneval`, the mean over the families, and `geneval_<family>`, of one picture a prompt."""
     generator = torch_generator(seed)
@@ -55,7 +69,7 @@ def measure_drawings(
             generator=generator,
             guidance=guidance,
         ).cpu()
-        for start in range(0, len(prompts), batch_size)
+        for start in batch_starts(len(prompts), batch_size, should_stop)
     ]
     scores = score_images(judge, torch.cat(drawn), prompts, batch_size=batch_size)
     return {"geneval": scores.overall} | {

@@ -27,7 +27,7 @@ from vltune.algorithms.unified_splits import Encoded, encode_splits
 from vltune.backbones.unified import UnifiedBackbone
 from vltune.backbones.vision_language import VisionLanguageBackbone
 from vltune.geneval import Judge
-from vltune.participant import ShouldStop
+from vltune.participant import ShouldStop, never
 from vltune.seed import derive_seed, torch_generator
 from vltune.site_settings import UnifiedSiteConfig
 from vltune.task_conflict import OVERALL, ConflictMeter
@@ -191,19 +191,19 @@ class UnifiedTask:
                     metrics[f"task_cosine_{number}"] = cosines[layer]
         return metrics
 
-    def measure_validation(self) -> dict[str, float]:
+    def measure_validation(self, should_stop: ShouldStop = never) -> dict[str, float]:
         """`vqa_accuracy`, `generation_loss` and `geneval...`: what the site has data for."""
-        return self._measure(self.validation)
+        return self._measure(self.validation, should_stop)
 
-    def measure_test(self) -> dict[str, float]:
+    def measure_test(self, should_stop: ShouldStop = never) -> dict[str, float]:
         """The same of the test data; empty without any."""
-        return {} if self.test is None else self._measure(self.test)
+        return {} if self.test is None else self._measure(self.test, should_stop)
 
     def adapters(self) -> dict[str, slice | None]:
         """One of both tasks, or one of each where they are routed."""
         return {"": None} if self._routing is None else dict(self._routing.rows)
 
-    def _measure(self, part: Encoded) -> dict[str, float]:
+    def _measure(self, part: Encoded, should_stop: ShouldStop) -> dict[str, float]:
         seed = derive_seed(self._job.seed, "", 0, "measured drawings")
         size = self._job.batch_size
         metrics: dict[str, float] = {}
@@ -214,11 +214,16 @@ class UnifiedTask:
                     part.understanding,
                     batch_size=size,
                     max_tokens=self._job.max_answer_tokens,
+                    should_stop=should_stop,
                 )
         with self._only(GENERATION):
             if part.drawing is not None:
                 metrics |= measure_drawing_loss(
-                    self._artist, part.drawing, batch_size=size, seed=seed
+                    self._artist,
+                    part.drawing,
+                    batch_size=size,
+                    seed=seed,
+                    should_stop=should_stop,
                 )
             if part.prompts and self._judge is not None:
                 metrics |= measure_drawings(
@@ -228,6 +233,7 @@ class UnifiedTask:
                     batch_size=size,
                     seed=seed,
                     guidance=self._choice.guidance,
+                    should_stop=should_stop,
                 )
         return metrics
 

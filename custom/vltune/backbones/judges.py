@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -11,6 +11,8 @@ from vltune.backbones.checkpoint import BackboneConfig, BackboneError
 from vltune.backbones.clip import load_clip
 from vltune.backbones.colour_naming import ClipColour, NearestColour
 from vltune.backbones.object_detector import load_detector_judge
+from vltune.config import to_mapping
+from vltune.files import sha256_file, sha256_json
 from vltune.geneval import GenevalRules, Judge
 
 
@@ -43,6 +45,29 @@ class JudgeConfig:
             )
         if (self.colours == "clip") != (self.clip is not None):
             raise ValueError("`colours: clip` and `clip: {model, weights}` need each other")
+
+
+def judge_hash(config: JudgeConfig) -> str:
+    """Hex SHA-256 of what a judge's verdicts follow from: its settings and its files.
+
+    Where the files are makes no difference. A hub id stands for its files.
+    """
+    settings = to_mapping(config)
+    settings["weights"] = _content(config.weights)
+    if config.clip is not None:
+        settings["clip"] = {"model": config.clip.model, "weights": _content(config.clip.weights)}
+    return sha256_json(settings)
+
+
+def _content(weights: str) -> Any:
+    """Hash of each file of a folder that is no text for people; else the name as it stands."""
+    path = Path(weights).expanduser()
+    if path.is_file():
+        return sha256_file(path)
+    if not path.is_dir():
+        return weights
+    files = sorted(path.glob("*.json")) + sorted(path.glob("*.safetensors"))
+    return {file.name: sha256_file(file) for file in files if file.name != "card.json"}
 
 
 def load_judge(config: JudgeConfig, device: torch.device | str = "cpu") -> Judge:

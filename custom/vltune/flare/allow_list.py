@@ -49,7 +49,7 @@ SITE_HISTOGRAMS = frozenset(
 """Wire names of `vltune.histograms.ScoreHistograms`, flat int32 counts."""
 
 SITE_FACTS = frozenset(
-    {"vltune", "backbone", "preprocessing", "class_list", "conditions", "adapter"}
+    {"vltune", "backbone", "preprocessing", "class_list", "conditions", "adapter", "judge"}
 )
 """Facts of the handshake, strings that must agree between sites."""
 

@@ -43,7 +43,7 @@ from vltune.flare.failure import error_reply, public_message
 from vltune.flare.filters import SPEC_PROPERTY, check_result
 from vltune.flare.site_state import SiteState
 from vltune.parameters import LocalUpdate
-from vltune.participant import Evaluation, Handshake, Participant, TrainingStopped
+from vltune.participant import Evaluation, Handshake, Participant, ShouldStop, TrainingStopped
 from vltune.site_config import AnySiteConfig, find_site_config
 
 JOB_FILE = "vltune_job.json"
@@ -130,9 +130,9 @@ class ParticipantExecutor(Executor):
             seconds = {"seconds_prepare": time.perf_counter() - began}
             return handshake_reply(handshake, seconds)
         shared = to_tensors(FLModelUtils.from_shareable(shareable).params, "the server")
-        evaluation = self._evaluate(participant, shared)
+        evaluation = self._evaluate(participant, shared, should_stop)
         if task_name == TASK_VALIDATE:
-            metrics = evaluation.metrics | participant.finish(shared)
+            metrics = evaluation.metrics | participant.finish(shared, should_stop)
             evaluation = Evaluation(metrics, evaluation.histograms)
             self._stream(evaluation.metrics, round_number, fl_ctx)
             return evaluation_reply(evaluation, round_number)
@@ -148,9 +148,11 @@ class ParticipantExecutor(Executor):
             round_number,
         )
 
-    def _evaluate(self, participant: Participant, shared: dict[str, Tensor]) -> Evaluation:
+    def _evaluate(
+        self, participant: Participant, shared: dict[str, Tensor], should_stop: ShouldStop
+    ) -> Evaluation:
         began = time.perf_counter()
-        evaluation = participant.evaluate(shared)
+        evaluation = participant.evaluate(shared, should_stop)
         seconds = time.perf_counter() - began
         metrics = {**evaluation.metrics, "seconds_evaluate": seconds}
         return Evaluation(metrics, evaluation.histograms)

@@ -3,7 +3,7 @@
 import hashlib
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -12,6 +12,8 @@ from vltune.parameters import SharedSpec, describe_difference
 from vltune.participant import Handshake
 
 SHOWN_HASH = 12
+PARTIAL_FACTS = ("judge",)
+"""Shown by the sites that use what they describe, and compared among those."""
 
 
 @dataclass(frozen=True)
@@ -66,13 +68,45 @@ def compare_sites(
     for site in (site for names in ordered[1:] for site in names):
         difference = describe_handshakes(reference, handshakes[site])
         left_out[site] = f"differs from the majority: {difference}"
-    if len(ordered[0]) < min_sites:
+    kept = ordered[0]
+    partial: dict[str, str] = {}
+    for name in PARTIAL_FACTS:
+        kept, found, others = _agreeing(name, kept, handshakes)
+        partial |= found
+        left_out |= others
+    if len(kept) < min_sites:
         raise FederationError(
-            f"{len(ordered[0])} of {len(handshakes) + len(failed)} sites can take part, min_sites "
+            f"{len(kept)} of {len(handshakes) + len(failed)} sites can take part, min_sites "
             f"is {min_sites}: {describe_sites(left_out)}"
         )
-    examples = {site: handshakes[site].num_examples for site in ordered[0]}
-    return RollCall(reference, tuple(ordered[0]), left_out, examples)
+    reference = replace(handshakes[kept[0]], facts=handshakes[kept[0]].facts | partial)
+    examples = {site: handshakes[site].num_examples for site in kept}
+    return RollCall(reference, tuple(kept), left_out, examples)
+
+
+def _agreeing(
+    name: str, sites: list[str], handshakes: Mapping[str, Handshake]
+) -> tuple[list[str], dict[str, str], dict[str, str]]:
+    """Sites without a partial fact and the most that agree in it; the fact; who differs and how."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for site in sites:
+        if name in handshakes[site].facts:
+            groups[handshakes[site].facts[name]].append(site)
+    if not groups:
+        return sites, {}, {}
+    ordered = sorted(groups.items(), key=lambda item: (-len(item[1]), item[1]))
+    value, agreeing = ordered[0]
+    if len(ordered) > 1 and len(ordered[1][1]) == len(agreeing):
+        raise FederationError(
+            f"sites disagree and neither side is a majority: {', '.join(agreeing)} against "
+            f"{', '.join(ordered[1][1])}: {name} ({_short(value)} against {_short(ordered[1][0])})"
+        )
+    others = {
+        site: f"differs from the majority: {name} (expected {_short(value)}, got {_short(other)})"
+        for other, names in ordered[1:]
+        for site in names
+    }
+    return [site for site in sites if site not in others], {name: value}, others
 
 
 def _check_majority(ordered: list[list[str]], handshakes: Mapping[str, Handshake]) -> None:
@@ -98,7 +132,7 @@ def describe_handshakes(expected: Handshake, got: Handshake) -> str:
     tensors = describe_difference(expected.spec, got.spec)
     if tensors:
         parts.append(f"shared tensors ({tensors})")
-    for name in sorted(expected.facts.keys() | got.facts.keys()):
+    for name in sorted((expected.facts.keys() | got.facts.keys()) - set(PARTIAL_FACTS)):
         ours, theirs = expected.facts.get(name, "nothing"), got.facts.get(name, "nothing")
         if ours != theirs:
             parts.append(f"{name} (expected {_short(ours)}, got {_short(theirs)})")
@@ -131,7 +165,8 @@ def _unusable(handshake: Handshake, required: SharedSpec | None, facts: Mapping[
 
 
 def _fingerprint(handshake: Handshake) -> str:
-    digest = hashlib.sha256(repr(sorted(handshake.facts.items())).encode())
+    facts = [item for item in sorted(handshake.facts.items()) if item[0] not in PARTIAL_FACTS]
+    digest = hashlib.sha256(repr(facts).encode())
     digest.update(handshake.initial_hash.encode())
     for name in sorted(handshake.initial):
         digest.update(f"{name}{tuple(handshake.initial[name].shape)}".encode())

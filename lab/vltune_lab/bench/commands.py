@@ -1,7 +1,7 @@
 """`vltune bench`: measure, and bring the README's tables up to date."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 from rich.console import Console
@@ -96,12 +96,15 @@ def fedumm(  # noqa: PLR0913 - its options
     weights: Annotated[str, typer.Option(help="Its folder.")] = "assets/janus-compact",
     sites: Annotated[str, typer.Option(help="Comma-separated numbers of sites.")] = "2,4,8,16",
     alphas: Annotated[str, typer.Option(help="Comma-separated; inf is IID.")] = "0.1,0.5,1.0,inf",
+    mix: Annotated[
+        str, typer.Option(help="both, or half: answering sites, drawing sites.")
+    ] = "both",
     overrides: Annotated[list[str], typer.Option("--set", help="key=value of the job.")] = [],  # noqa: B006 - typer reads the default once
     worlds: Annotated[Path, typer.Option(help="Folder of the worlds.")] = Path("build/unified"),
     out: Annotated[Path, typer.Option(help="Result file.")] = RESULTS_FOLDER / "fedumm.json",
 ) -> None:
     """FedUMM over numbers of sites and heterogeneity, against centralised, local and untrained."""
-    from vltune_lab.bench.fedumm import Plan, run_fedumm
+    from vltune_lab.bench.fedumm import Mix, Plan, run_fedumm
 
     plan = Plan(
         backbone,
@@ -110,13 +113,35 @@ def fedumm(  # noqa: PLR0913 - its options
         tuple(float(text) for text in alphas.split(",")),
         tuple(overrides),
         quick,
+        cast(Mix, mix),
     )
     with Progress(console=Console()) as bars:
         rows = run_fedumm([int(text) for text in seeds.split(",")], worlds, bars, plan)
     command = f"vltune bench fedumm --seeds {seeds} --backbone {backbone} --weights {weights}"
-    command += f" --sites {sites} --alphas {alphas}"
+    command += f" --sites {sites} --alphas {alphas}" + (f" --mix {mix}" if mix != "both" else "")
     command += "".join(f" --set {text}" for text in overrides) + (" --quick" if quick else "")
     show(write_results(out, {"protocol": "fedumm", **provenance(command), "rows": rows}))
+
+
+@bench_app.command("fedumm-dataflow")
+def fedumm_dataflow(
+    quick: Quick = False,
+    seeds: Annotated[str, typer.Option(help="Comma-separated seeds.")] = "8,9,10",
+    worlds: Annotated[Path, typer.Option(help="Folder of start and worlds.")] = Path(
+        "build/fedumm-dataflow"
+    ),
+    out: Annotated[Path, typer.Option(help="Result file.")] = RESULTS_FOLDER
+    / "fedumm-dataflow.json",
+) -> None:
+    """FedUMM on blip_vqa against a re-implementation of research/fedumm's dataflow."""
+    from vltune_lab.bench.fedumm_dataflow import run_fedumm_dataflow
+
+    with Progress(console=Console()) as bars:
+        rows = run_fedumm_dataflow(
+            [int(text) for text in seeds.split(",")], worlds, bars, quick=quick
+        )
+    command = f"vltune bench fedumm-dataflow --seeds {seeds}" + (" --quick" if quick else "")
+    show(write_results(out, {"protocol": "fedumm-dataflow", **provenance(command), "rows": rows}))
 
 
 @bench_app.command("florence-shape")
@@ -136,13 +161,18 @@ def florence_shape(
 
 @bench_app.command("traffic")
 def traffic(
+    exchange: Annotated[
+        list[str], typer.Option(help="MODEL=FOLDER of weights: a round is really run.")
+    ] = [],  # noqa: B006 - typer reads the default once
     out: Annotated[Path, typer.Option(help="Result file.")] = RESULTS_FOLDER / "traffic.json",
 ) -> None:
     """Bytes a round of LoRA's factors against all weights, also of models too large to hold."""
     from vltune_lab.bench.model_shapes import run_traffic
 
-    content = {"benchmark": "traffic", **provenance("vltune bench traffic"), "rows": run_traffic()}
-    show(write_results(out, content))
+    folders = {name: Path(folder) for name, _, folder in (text.partition("=") for text in exchange)}
+    command = "vltune bench traffic" + "".join(f" --exchange {text}" for text in exchange)
+    rows = run_traffic(exchanged=folders)
+    show(write_results(out, {"benchmark": "traffic", **provenance(command), "rows": rows}))
 
 
 @bench_app.command("scenes")

@@ -5,6 +5,7 @@ Whatever was trained, the model is measured once on the world's global test set.
 
 import os
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ import yaml
 from torch import Tensor
 
 from vltune.algorithms.fedumm import build_participant
+from vltune.algorithms.lora_site import LoraParticipant
 from vltune.files import write_bytes_atomic
 from vltune.flare.persistor import LAST_FILE, read_adapter
-from vltune.site_config import read_site_config
+from vltune.site_config import AnySiteConfig, read_site_config
 from vltune_lab.bench.run_state import by_round, in_a_federation_of, last_round
 from vltune_lab.jobs.in_process import run_in_process
 from vltune_lab.jobs.resolve import Job
@@ -23,6 +25,8 @@ from vltune_lab.jobs.resolve import Job
 SITE_FILE = "vltune_site.yaml"
 GLOBAL = "global"
 VQA_FILES = ("questions", "annotations", "images")
+
+Build = Callable[[Mapping[str, Any], AnySiteConfig, str, Path, int], LoraParticipant]
 
 
 @dataclass(frozen=True)
@@ -51,10 +55,18 @@ def site_names(world: Path) -> tuple[str, ...]:
     return tuple(sorted(found, key=lambda name: int(name.removeprefix("site-"))))
 
 
-def write_files(world: Path, place: Path) -> Path:
-    """Write each site's file for one run: own state, the world's cache, no test part.
+def write_files(
+    world: Path, place: Path, *, cache: Path | None = None, can_draw: bool = True
+) -> Path:
+    """Write each site's file for one run: own state, no test part.
 
     Also that of `global`, whose validation part is the global test set.
+
+    Args:
+        world: The world.
+        place: Of the run.
+        cache: Of frozen features; None: the world's, which later runs find filled.
+        can_draw: False leaves captions and prompts out of the global test set.
 
     Returns:
         The files' path with `{site}` for the name, as in VLTUNE_SITE_CONFIG.
@@ -65,20 +77,20 @@ def write_files(world: Path, place: Path) -> Path:
         for part in ("train", "validation"):
             _make_absolute(content[part], world / name)
         content["validation"].pop("prompts", None)  # pictures are judged once, at the end
-        _write(content, world, place, name)
-    test = {
+        _write(content, cache or world / "cache", place, name)
+    test: dict[str, Any] = {
         "vqa": {
             "questions": "questions.json",
             "annotations": "annotations.json",
             "images": "images",
             "pattern": "%012d.jpg",
         },
-        "captions": {"files": ["captions.jsonl"]},
-        "prompts": "prompts.jsonl",
     }
+    if can_draw:
+        test |= {"captions": {"files": ["captions.jsonl"]}, "prompts": "prompts.jsonl"}
     _make_absolute(test, world / GLOBAL / "test")
     first = yaml.safe_load((place / "sites" / site_names(world)[0] / SITE_FILE).read_text())
-    _write(first | {"validation": test}, world, place, GLOBAL)
+    _write(first | {"validation": test}, cache or world / "cache", place, GLOBAL)
     return place / "sites" / "{site}" / SITE_FILE
 
 
@@ -92,10 +104,10 @@ def _make_absolute(part: dict[str, Any], folder: Path) -> None:
         part["prompts"] = str(folder / part["prompts"])
 
 
-def _write(content: dict[str, Any], world: Path, place: Path, name: str) -> None:
+def _write(content: dict[str, Any], cache: Path, place: Path, name: str) -> None:
     own = {
         "site": name,
-        "cache_dir": str(world / "cache"),
+        "cache_dir": str(cache),
         "state_dir": str(place / "state"),
     }
     path = place / "sites" / name / SITE_FILE
@@ -141,13 +153,15 @@ def untrained(job: Job, world: Path, place: Path) -> Measured:
     return Measured(on_global_test(job, place, None), 0.0)
 
 
-def on_global_test(job: Job, place: Path, adapter: dict[str, Tensor] | None) -> dict[str, float]:
+def on_global_test(
+    job: Job, place: Path, adapter: dict[str, Tensor] | None, build: Build = build_participant
+) -> dict[str, float]:
     """`vqa_accuracy`, `generation_loss`, `geneval` and its families of one global adapter."""
     state = place / "measured"
     state.mkdir(exist_ok=True)
     site = read_site_config(place / "sites" / GLOBAL / SITE_FILE)
     threads = len(os.sched_getaffinity(0))
-    participant = build_participant(job, site, GLOBAL, state, threads)
+    participant = build(job, site, GLOBAL, state, threads)
     start = participant.prepare(lambda: False).initial
     participant.lora.receive(adapter or start)
     participant.lora.model.eval()

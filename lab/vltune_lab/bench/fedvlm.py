@@ -27,7 +27,7 @@ from vltune_lab.bench.fedvlm_runs import (
     local_only,
     untrained,
 )
-from vltune_lab.bench.journal import Journal
+from vltune_lab.bench.journal import Journal, weights_hash
 from vltune_lab.jobs.kinds import FEDVLM
 from vltune_lab.jobs.resolve import resolve_job
 from vltune_lab.scenes.make_preference import make_preference_world
@@ -108,12 +108,13 @@ def run_fedvlm(
     folder = folder.absolute()  # the sites' files lie elsewhere and name it
     journal = Journal(folder / JOURNAL)
     bar = progress.add_task("runs", total=len(settings) * len(seeds) * (len(MODES) + 3))
+    weights = weights_hash(resolve_job(FEDVLM)["backbone"]["weights"])
     for setting in settings:
         for seed in seeds:
             sites = Sites(make_world(setting, seed, folder, quick=quick))
             for method, run in methods(seed, quick=quick).items():
                 common = {"method": method, "setting": setting.name, "seed": seed}
-                facts = common | {"quick": quick}
+                facts = common | {"quick": quick, "weights": weights}
                 measured = journal.row(facts, partial(_measure, run, sites))
                 rows.append(common | measured)
                 progress.advance(bar)

@@ -3,8 +3,8 @@
     journal = Journal(folder / "rows.jsonl")
     row = journal.row({"method": "svd", "seed": 8, "job": job}, measure)
 
-A row is known by everything that its figures follow from: what the caller names, and the commit.
-Several processes may share one file.
+A row is known by everything that its figures follow from: what the caller names, among it
+`weights_hash` of the models, and the commit. Several processes may share one file.
 """
 
 import json
@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from vltune.config import ConfigError
-from vltune.files import sha256_json
+from vltune.files import sha256_file, sha256_json
 from vltune_lab.bench.provenance import commit
 
 _KEY = "key"
+_TEXTS = frozenset({".md", ".txt", ".log"})
+_CARDS = frozenset({"card.json"})
 
 
 class Journal:
@@ -48,6 +50,22 @@ class Journal:
             with self._path.open("a") as file:
                 file.write(json.dumps({_KEY: key, "row": row}) + "\n")
         return self._rows[key]
+
+
+def weights_hash(weights: str | Path) -> str:
+    """What a model's folder or file holds, as hex SHA-256; a hub id or tag stays as it is.
+
+    Texts that no figure depends on (cards, logs) are left out.
+    """
+    path = Path(weights)
+    if not path.exists():
+        return str(weights)
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    found = {}
+    for file in files:
+        if file.suffix not in _TEXTS and file.name not in _CARDS:
+            found[str(file.relative_to(path))] = sha256_file(file)
+    return sha256_json(found)
 
 
 def _read(path: Path) -> dict[str, dict[str, Any]]:

@@ -3,11 +3,13 @@
 Models are built on torch's meta device, which has shapes but no values, so that 8 billion
 parameters cost nothing. *Full fine-tuning* sends every parameter that it would train: vision towers
 and pixel decoders stay frozen in either case and are left out, which flatters it. LoRA's bytes are
-those of a message as FLARE serialises it.
+those of a message as FLARE serialises it. Where a compact model's weights are at hand, a round of a
+real federation is measured beside it (`wire_traffic`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,10 +21,13 @@ from vltune.backbones.blip3o_model import Blip3oModel
 from vltune.backbones.blip3o_published import ASSUMED, PUBLISHED
 from vltune.backbones.blip_vqa import LORA_SCOPE as BLIP_VQA_SCOPE
 from vltune.backbones.janus import ATTENTION_SCOPE
+from vltune.config import ConfigError, read_mapping
 from vltune.flare.exchange import payload_bytes, task_message
 from vltune.lora import target_modules
 from vltune.lora_factors import LoraSettings, factor_name
+from vltune_lab.bench.wire_traffic import measure_exchange
 from vltune_lab.pretrain.blip3o_recipe import COMPACT
+from vltune_lab.scenes.library import PACKAGED_ASSETS
 
 RANK, ALPHA = 16, 32.0
 """FedUMM's LoRA (arXiv 2601.15390)."""
@@ -77,6 +82,17 @@ def _janus(name: str) -> Shape:
     return Shape(name, build, ATTENTION_SCOPE, frozen, JANUS_ASSUMED)
 
 
+def _janus_compact() -> Shape:
+    def build() -> nn.Module:
+        from transformers import JanusConfig, JanusForConditionalGeneration
+
+        values = read_mapping(PACKAGED_ASSETS / "janus-compact" / "config.json")
+        return JanusForConditionalGeneration(JanusConfig.from_dict(values))
+
+    frozen = ("model.vision_model.", "model.vqmodel.")
+    return Shape("janus-compact", build, ATTENTION_SCOPE, frozen)
+
+
 def _blip_vqa() -> Shape:
     def build() -> nn.Module:
         from transformers import BlipConfig, BlipForQuestionAnswering
@@ -88,6 +104,7 @@ def _blip_vqa() -> Shape:
 
 SHAPES = (
     _blip3o("blip3o-compact", COMPACT),
+    _janus_compact(),
     _blip_vqa(),
     _janus("Janus-Pro-1B"),
     _janus("Janus-Pro-7B"),
@@ -95,9 +112,33 @@ SHAPES = (
 )
 
 
-def run_traffic(shapes: tuple[Shape, ...] = SHAPES) -> list[dict[str, Any]]:
-    """One row a model: bytes up of a site and round, in both ways, fp32 and fp16."""
-    return [traffic_row(shape) for shape in shapes]
+def run_traffic(
+    shapes: tuple[Shape, ...] = SHAPES, exchanged: Mapping[str, Path] | None = None
+) -> list[dict[str, Any]]:
+    """One row a model: bytes up of a site and round, in both ways, fp32 and fp16.
+
+    Args:
+        shapes: The models.
+        exchanged: Model -> folder of its weights, with which a round is really run.
+
+    Raises:
+        ConfigError: `exchanged` names a model that is none of `shapes`.
+    """
+    unknown = sorted(set(exchanged or {}) - {shape.name for shape in shapes})
+    if unknown:
+        raise ConfigError(
+            f"--exchange: {', '.join(unknown)} is no model of this table; known: "
+            f"{', '.join(shape.name for shape in shapes)}"
+        )
+    rows = []
+    for shape in shapes:
+        row = traffic_row(shape)
+        if exchanged and shape.name in exchanged:
+            row |= measure_exchange(
+                shape.name, exchanged[shape.name], target=shape.scope, rank=RANK, alpha=ALPHA
+            )
+        rows.append(row)
+    return rows
 
 
 def traffic_row(shape: Shape) -> dict[str, Any]:

@@ -20,10 +20,21 @@ from vltune.files import write_json_atomic
 RESULTS_FOLDER = Path("benchmarks/results")
 PROTOCOL, BENCHMARK = "protocol", "benchmark"
 FRACTIONS = frozenset(
-    {"mAP", "CF1", "OF1", "worst_site_mAP", "zero_shot_mAP", "accuracy", "worst_site"}
+    {"mAP", "CF1", "OF1", "worst_site_mAP", "zero_shot_mAP", "accuracy", "worst_site", "vqa"}
 )
 AMOUNTS = frozenset(
-    {"bytes_up", "bytes_down", "seconds", "baseline", "ours", "ratio", "max_abs_error", "repeats"}
+    {
+        "bytes_up",
+        "bytes_down",
+        "wire_bytes_up",
+        "wire_bytes_down",
+        "seconds",
+        "baseline",
+        "ours",
+        "ratio",
+        "max_abs_error",
+        "repeats",
+    }
 )
 NUMBERS = FRACTIONS | AMOUNTS | {"spurious_activation", "exactness_error"}
 

@@ -22,10 +22,15 @@ def num_examples(server: Path) -> dict[str, int]:
     return {site: facts["num_examples"] for site, facts in sites.items()}
 
 
+def rounds_of(server: Path) -> list[dict[str, Any]]:
+    """The records of all rounds: bytes, exactness error, figures."""
+    records: list[dict[str, Any]] = json.loads((server / STATE_FILE).read_text())["rounds"]
+    return records
+
+
 def last_round(server: Path) -> dict[str, Any]:
-    """The record of the last round: bytes, exactness error, figures."""
-    record: dict[str, Any] = json.loads((server / STATE_FILE).read_text())["rounds"][-1]
-    return record
+    """The record of the last round."""
+    return rounds_of(server)[-1]
 
 
 def by_round(server: Path, metric: str) -> dict[int, dict[str, float]]:

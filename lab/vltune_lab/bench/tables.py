@@ -38,6 +38,10 @@ _COLUMNS: dict[str, tuple[str, float, int]] = {
     "kept_vqa": ("kept of the centralised gain, VQA", 100, 1),
     "spurious_activation": ("spurious activation, sd", 1, 2),
     "bytes_up": ("kB up per site and round", 1e-3, 1),
+    "bytes_down": ("kB down per site and round", 1e-3, 1),
+    "cpu_seconds_round": ("processor seconds a round, all sites", 1, 2),
+    "cpu_seconds_once": ("before the first round", 1, 2),
+    "peak_memory_mb": ("memory of a site, MB", 1, 0),
     "images_per_second": ("images a second", 1, 0),
     "seconds": ("seconds", 1, 1),
 }
@@ -153,8 +157,9 @@ def _speed(rows: Sequence[Row]) -> list[list[str]]:
 
 def _traffic(rows: Sequence[Row]) -> list[list[str]]:
     heading = ["model", "parameters", "full fine-tuning, MB", "LoRA, MB", "times less"]
+    is_measured = any("wire_bytes_up" in row for row in rows)
     return [
-        heading,
+        [*heading, *["sent in a real round, MB"] * is_measured],
         *(
             [
                 row["name"],
@@ -162,10 +167,16 @@ def _traffic(rows: Sequence[Row]) -> list[list[str]]:
                 f"{row['baseline'] / 1e6:,.0f}",
                 _significant(row["ours"] / 1e6),
                 _significant(row["ratio"]),
+                *[_sent(row)] * is_measured,
             ]
             for row in rows
         ),
     ]
+
+
+def _sent(row: Row) -> str:
+    sent = row.get("wire_bytes_up")
+    return "not measured" if sent is None else _significant(sent / 1e6)
 
 
 def _methods_by_setting(rows: Sequence[Row]) -> list[list[str]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from vltune.config import ConfigError
-from vltune_lab.bench.journal import Journal
+from vltune_lab.bench.journal import Journal, weights_hash
 
 
 class Measurement:
@@ -52,3 +52,17 @@ def test_a_damaged_line_is_refused_with_its_number(tmp_path: Path) -> None:
 
     with pytest.raises(ConfigError, match=r"rows\.jsonl, line 1: no row"):
         Journal(path)
+
+
+def test_the_hash_of_weights_is_that_of_what_figures_follow_from(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"one")
+    (folder / "config.json").write_text("{}")
+    first = weights_hash(folder)
+    (folder / "README.md").write_text("a card")
+    assert weights_hash(str(folder)) == first
+    (folder / "model.safetensors").write_bytes(b"two")
+    assert weights_hash(folder) != first
+    assert weights_hash(folder / "config.json") != first  # a single file has one too
+    assert weights_hash("Salesforce/blip-vqa-base") == "Salesforce/blip-vqa-base"

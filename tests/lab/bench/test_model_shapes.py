@@ -6,9 +6,10 @@ import torch
 
 sys.path.append(str(Path(__file__).parents[2] / "vltune"))
 
-from tiny_blip3o import TINY, make_tiny_blip3o
+from tiny_blip3o import TINY, make_tiny_blip3o, write_tiny_blip3o
 
 from vltune.backbones.blip3o_model import LORA_SCOPE, Blip3oModel
+from vltune.config import ConfigError
 from vltune.lora import add_lora, read_factors
 from vltune.lora_factors import LoraSettings
 from vltune.lora_modes import MODES
@@ -19,6 +20,7 @@ from vltune_lab.bench.model_shapes import (
     Shape,
     count_parts,
     factor_shapes,
+    run_traffic,
     traffic_row,
     wire_bytes,
 )
@@ -62,6 +64,23 @@ def test_tiny_full_fine_tuning_leaves_frozen_parts_out() -> None:
     content |= {"hardware": "z", "rows": [row]}
     validate_results(content)
     assert table_of(content).startswith("| model | parameters | full fine-tuning, MB |")
+
+
+@pytest.mark.slow
+def test_tiny_model_in_a_real_round(tmp_path: Path) -> None:
+    """The message down is the computed one; up go metrics and counts beside the factors."""
+    weights = write_tiny_blip3o(tmp_path / "model")
+    shape = Shape(
+        "blip3o-tiny", lambda: Blip3oModel(TINY), LORA_SCOPE, ("vision_tower.", "feature_decoder.")
+    )
+    (row,) = run_traffic((shape,), {"blip3o-tiny": weights})
+    assert row["wire_bytes_down"] == pytest.approx(row["ours"], abs=64)
+    assert row["ours"] < row["wire_bytes_up"] < row["ours"] + 4_000
+    content = {"benchmark": "traffic", "command": "x", "commit": "y", "versions": {}}
+    content |= {"hardware": "z", "rows": [row]}
+    assert "sent in a real round, MB" in table_of(content)
+    with pytest.raises(ConfigError, match="--exchange: blip3o is no model of this table"):
+        run_traffic((shape,), {"blip3o": weights})
 
 
 @pytest.mark.slow

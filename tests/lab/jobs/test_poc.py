@@ -18,17 +18,22 @@ import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
-sys.path += [str(Path(__file__).parents[2] / part) for part in ("vltune", "vltune/algorithms")]
+sys.path += [
+    str(Path(__file__).parents[2] / part) for part in ("vltune", "vltune/algorithms", "vltune/data")
+]
 
 from answer_sites import write_site
+from tiny_blip3o import write_tiny_blip3o
 from tiny_florence import write_tiny_florence
+from unified_sites import BOTH, write_judge
+from unified_sites import write_site as write_unified_site
 
 from vltune.config import from_mapping
 from vltune.flare.persistor import round_file
 from vltune.lora_factors import parse_factor_name
 from vltune_lab.jobs.collect import ADAPTERS
 from vltune_lab.jobs.in_process import run_in_process
-from vltune_lab.jobs.kinds import FEDMPT, FEDVLM
+from vltune_lab.jobs.kinds import FEDMPT, FEDUMM, FEDVLM
 from vltune_lab.jobs.resolve import resolve_job
 from vltune_lab.report.summary import RunSummary, load_summary
 from vltune_lab.scenes.make import make_world
@@ -115,7 +120,7 @@ def put(poc: Path) -> Callable[[Path], None]:
 
     def point(folder: Path) -> None:
         for path in folder.glob("site-*/vltune_site.yaml"):
-            path.write_text(path.read_text() + "threads: 1\n")
+            path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"threads": 1}))
         poc.unlink(missing_ok=True)
         poc.symlink_to(folder, target_is_directory=True)
 
@@ -191,6 +196,33 @@ def test_fedvlm_trains_what_a_bare_loop_trains_and_only_b_comes_home(
     for site in SITES:
         one, other = (kept_by(tmp_path / name / site) for name in ("sites", "again"))
         assert any("lora_A" in name for name in one)
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_fedumm_trains_what_a_bare_loop_trains(tmp_path: Path, put: Callable[[Path], None]) -> None:
+    """Sites that answer and draw; what each keeps, and its adapter folder, are the loop's too."""
+    weights, judge = write_tiny_blip3o(tmp_path / "model"), write_judge(tmp_path / "judge")
+    overrides = [
+        "backbone.model=blip3o-tiny",
+        f"backbone.weights={weights}",
+        f"judge.weights={judge}",
+        "samples={}",
+        "lora.rank=2",
+        "training.batch_size=4",
+        "max_answer_tokens=4",
+        "federation.rounds=2",
+    ]
+    for name in ("sites", "again"):
+        for number, site in enumerate(SITES):
+            write_unified_site(tmp_path / name, site, BOTH, start=100 * number)
+    put(tmp_path / "again")
+    server = run_in_process(resolve_job(FEDUMM, overrides), SITES, tmp_path / "loop")
+    put(tmp_path / "sites")
+    submitted("fedumm", tmp_path / "runs", overrides)
+    assert same_rounds(tmp_path / "runs" / "poc", server)
+    for site in SITES:
+        one, other = (kept_by(tmp_path / name / site) for name in ("sites", "again"))
         assert one.keys() == other.keys()
         assert all(torch.equal(one[name], other[name]) for name in one)
 

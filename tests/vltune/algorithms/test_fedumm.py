@@ -25,6 +25,7 @@ from vltune.algorithms.unified_task import UnifiedTask
 from vltune.backbones.checkpoint import BackboneConfig, BackboneError
 from vltune.backbones.registry import load_backbone
 from vltune.config import ConfigError
+from vltune.participant import TrainingStopped
 from vltune.site_config import read_site_config
 from vltune_lab.jobs.in_process import run_in_process
 
@@ -89,7 +90,9 @@ def task_of(site: LoraParticipant) -> UnifiedTask:
 
 def test_both_tasks_are_trained_measured_and_compared(participate: Make) -> None:
     site = participate()
-    start = site.prepare(go).initial
+    handshake = site.prepare(go)
+    start = handshake.initial
+    assert len(handshake.facts["judge"]) == 64
     task = task_of(site)
     assert task.num_examples == len(task.train) == 3 * (8 - task.num_validation // 3)
     first = site.evaluate(start).metrics
@@ -131,6 +134,27 @@ def test_a_batch_is_the_weighted_mean_of_both_tasks(participate: Make) -> None:
         if gradient is not None:
             assert parameter.grad is not None
             torch.testing.assert_close(parameter.grad, gradient)
+
+
+def test_measuring_stops_between_batches_and_can_be_repeated(participate: Make) -> None:
+    """Asked before each batch of answers, of captions and of pictures."""
+    site = participate(batch_size=2)
+    start = site.prepare(go).initial
+    asked: list[int] = []
+
+    def later(limit: int) -> bool:
+        asked.append(limit)
+        return len(asked) > limit
+
+    whole = site.evaluate(start, lambda: later(1000)).metrics
+    num_asked = len(asked)
+    assert num_asked >= 2 * (2 + 1 + 1)  # four questions, two captions, a prompt; untouched too
+    for limit in (0, 1, num_asked // 2 - 1):
+        asked.clear()
+        with pytest.raises(TrainingStopped):
+            site.evaluate(start, lambda limit=limit: later(limit))
+    again = site.evaluate(start).metrics
+    assert again == {name: value for name, value in whole.items() if "zero_shot" not in name}
 
 
 @pytest.mark.parametrize("train", [{"vqa": VQA}, {"captions": CAPTIONS}])
@@ -249,7 +273,9 @@ def test_a_site_without_prompts_needs_no_judge(
     job = make_job(models, **nowhere)
     del job["federation"]
     site = build_participant(job, read_site_config(path), "site-1", tmp_path / "state", 1)
-    assert "geneval" not in site.evaluate(site.prepare(go).initial).metrics
+    handshake = site.prepare(go)
+    assert "judge" not in handshake.facts
+    assert "geneval" not in site.evaluate(handshake.initial).metrics
 
 
 def test_half_of_the_sites_answer_and_half_draw(

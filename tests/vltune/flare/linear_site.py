@@ -20,7 +20,7 @@ from torch import Tensor
 import vltune
 from vltune.evaluation import evaluate_scores
 from vltune.parameters import LocalUpdate, ParameterError, spec_of
-from vltune.participant import Evaluation, Handshake, ShouldStop, TrainingStopped
+from vltune.participant import Evaluation, Handshake, ShouldStop, TrainingStopped, never
 from vltune.seed import derive_seed, torch_generator
 from vltune.site_config import SiteConfig
 
@@ -54,7 +54,7 @@ class LinearSite:
             spec_of(initial), initial, digest.hexdigest(), len(self.x), len(self.vx), facts
         )
 
-    def evaluate(self, shared: dict[str, Tensor]) -> Evaluation:
+    def evaluate(self, shared: dict[str, Tensor], should_stop: ShouldStop = never) -> Evaluation:
         scores = torch.sigmoid((self.vx + self.offset) @ shared["weight"].T + shared["bias"])
         result = evaluate_scores(
             scores.double().numpy(), self.vy.numpy().astype(np.int8), min_cell=2, min_interval=2
@@ -83,7 +83,9 @@ class LinearSite:
         metrics = {"loss": sum(losses) / len(losses), "steps": float(len(losses))}
         return LocalUpdate(tensors, len(self.x), metrics | {"seconds_train": 0.0})
 
-    def finish(self, shared: dict[str, Tensor]) -> dict[str, float]:
+    def finish(
+        self, shared: dict[str, Tensor], should_stop: ShouldStop = never
+    ) -> dict[str, float]:
         (self.state / "finished.txt").write_text(str(float(shared["bias"].sum())))
         return {"test_accuracy": 0.25}
 

@@ -56,6 +56,25 @@ def test_two_equal_halves_are_an_error_that_names_both() -> None:
         compare_sites({"a": shown(), "b": shown(class_list="c" * 64)}, {}, 1)
 
 
+def test_judges_are_compared_among_the_sites_that_have_one() -> None:
+    judge, other = "d" * 64, "e" * 64
+    handshakes = {
+        "a": shown(),
+        "b": shown(judge=judge),
+        "c": shown(judge=other),
+        "d": shown(judge=judge),
+    }
+    roll_call = compare_sites(handshakes, {}, 2)
+    assert roll_call.sites == ("a", "b", "d")
+    assert roll_call.left_out == {
+        "c": "differs from the majority: judge (expected dddddddddddd..., got eeeeeeeeeeee...)"
+    }
+    assert roll_call.reference.facts["judge"] == judge  # though the first site has none
+    del handshakes["d"]
+    with pytest.raises(FederationError, match=r"b against c: judge \(d{12}\.\.\. against e{12}"):
+        compare_sites(handshakes, {}, 2)
+
+
 def test_too_few_sites_are_an_error_with_every_reason() -> None:
     with pytest.raises(FederationError, match=r"1 of 2 .* min_sites is 2: b: broken image"):
         compare_sites({"a": shown()}, {"b": "broken image"}, 2)
