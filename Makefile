@@ -1,12 +1,13 @@
 # VLTune. `make demo` and `make test` do their own set-up on a fresh machine with Python 3.11 and git.
 PYTHON ?= python3.11
+JOB ?= fedmpt
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
 SOURCES := custom lab tests jobs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast format check tables jobs report clean
+.PHONY: help setup demo poc test test-fast format check tables jobs report clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -24,6 +25,9 @@ $(STAMP): requirements.lock requirements-embedded.lock setup.cfg pyproject.toml
 
 demo: $(STAMP) ## Train FedMPT over four simulated sites on the embedded world
 	$(BIN)/vltune demo
+
+poc: $(STAMP) ## Run a job on a FLARE system of this machine; JOB=fedmpt, fedvlm or fedumm
+	$(BIN)/vltune poc --job $(JOB)
 
 test: $(STAMP) ## Every test but the marks gpu, soak and faults
 	$(BIN)/python -m pytest -m "not gpu and not soak and not faults"

@@ -82,6 +82,20 @@ def doctor(  # noqa: PLR0913 - typer: an argument an option
         raise typer.Exit(1)
 
 
+@app.command()
+def allow(
+    kit: Annotated[
+        Path,
+        typer.Option("--startup-kit", help="Folder of a FLARE server or site: startup/, local/."),
+    ],
+) -> None:
+    """Let jobs that bring no code use VLTune's classes here (docs/deploy.md)."""
+    from vltune.site_policy import allow_classes
+
+    added = allow_classes(kit)
+    _say("\n".join(f"added {name}" for name in added) or "all of VLTune's classes are allowed")
+
+
 def _bytes(megabytes: float | None) -> int | None:
     return None if megabytes is None else int(1e6 * megabytes)
 

@@ -40,6 +40,7 @@ from vltune.doctor_resources import (
     check_memory,
 )
 from vltune.doctor_versions import check_code, check_versions, installed_versions, read_lock
+from vltune.participant import Participant
 from vltune.site_config import AnySiteConfig, find_site_config, read_site_config
 
 
@@ -54,6 +55,8 @@ class Options:
         disk_quota_bytes: What the site grants, where that is less than what is free.
         memory_limit_bytes: The same of memory.
         deep: Encode every image and build everything, as the job's first task does.
+        is_running: The job has come to this site: its code is what examines, and its first task,
+            which decodes every image, is next.
     """
 
     kit: Path | None = None
@@ -62,6 +65,7 @@ class Options:
     disk_quota_bytes: int | None = None
     memory_limit_bytes: int | None = None
     deep: bool = False
+    is_running: bool = False
 
     def __post_init__(self) -> None:
         if self.link_mbps is not None and not self.link_mbps > 0:
@@ -132,10 +136,14 @@ def examine(
     findings += [built, *check_class_list(exported.job, exported.facts)]
     findings.append(check_device(getattr(site, "device", "cpu")))
     loaded = None
-    if participant is not None:
+    if isinstance(participant, AnyParticipant):
         found, loaded = examine_model(participant, exported)
         findings += [*found, *_guarded("judge", lambda: examine_judge(exported.job, site))]
-    data = examine_data(site, exported.job, None if loaded is None else loaded.backbone)
+    data = ExaminedData(())
+    if participant is None or isinstance(participant, AnyParticipant):
+        backbone = None if loaded is None else loaded.backbone
+        decodes = not options.is_running
+        data = examine_data(site, exported.job, backbone, decodes=decodes)
     findings += data.findings
     findings += _resources(exported, site, loaded, data, options, min(limits, default=None))
     findings += _federation(exported, options)
@@ -148,20 +156,20 @@ def _software(exported: ExportedJob, options: Options) -> list[Finding]:
     expected = exported.versions if options.lock is None else read_lock(options.lock)
     return [
         *check_versions(expected, installed_versions()),
-        check_code(exported.code, exported.code_hash),
+        check_code(
+            exported.code, exported.code_hash, exported.code_files, is_running=options.is_running
+        ),
     ]
 
 
 def _build(
     exported: ExportedJob, site: AnySiteConfig, name: str
-) -> tuple[AnyParticipant | None, Finding]:
+) -> tuple[Participant | None, Finding]:
     """Read job and site together as the executor will; nothing is loaded yet."""
     title = "job and site"
     try:
         builder = find_builder(exported.participant)
-        participant: Any = builder(
-            exported.job, site, name, site.state_dir / name, site.threads or 1
-        )
+        participant = builder(exported.job, site, name, site.state_dir / name, site.threads or 1)
     except ValueError as error:
         cure = "Correct the key that the site's own table names, in the job or vltune_site.yaml."
         return None, failed(title, error, cure)

@@ -39,36 +39,52 @@ class ExaminedData:
     cache_bytes: int | None = None
 
 
-def examine_data(site: AnySiteConfig, job: Mapping[str, Any], backbone: Any | None) -> ExaminedData:
+def examine_data(
+    site: AnySiteConfig, job: Mapping[str, Any], backbone: Any | None, *, decodes: bool = True
+) -> ExaminedData:
     """Read every part of the site's data as training will.
 
     Args:
         site: The site's file.
         job: Its class list, and whether it wants rejected answers.
         backbone: Says what is encoded already and which records are too long; None: did not load.
+        decodes: Whether images are decoded that are not encoded yet; False only sees that they are
+            there.
     """
     if isinstance(site, SiteConfig):
-        return _labels(site, job, backbone)
+        return _labels(site, job, backbone, decodes)
     if isinstance(site, UnifiedSiteConfig):
-        return _records(site, lambda changed: _unified(changed, job, backbone))
-    return _records(site, lambda changed: _answers(changed, job, backbone))
+        return _records(site, lambda changed: _unified(changed, job, backbone, decodes))
+    return _records(site, lambda changed: _answers(changed, job, backbone, decodes))
 
 
-def _labels(site: SiteConfig, job: Mapping[str, Any], backbone: Any | None) -> ExaminedData:
+def _decoded(holds: Callable[[Any], bool] | None, decodes: bool) -> Callable[[Any], bool] | None:
+    """What the readers ask of an image before they decode it."""
+    return holds if decodes else lambda image: True
+
+
+def _labels(
+    site: SiteConfig, job: Mapping[str, Any], backbone: Any | None, decodes: bool
+) -> ExaminedData:
     cache = None if backbone is None else FeatureCache(site.cache_dir, backbone)
     splits = {"train": site.train, "validation": site.validation, "test": site.test}
     findings, new = [], 0
     for name, split in splits.items():
         if split is None:
             continue
-        finding, paths = _label_split(f"data {name}", site, split, job, cache)
+        finding, paths = _label_split(f"data {name}", site, split, job, cache, decodes)
         findings.append(finding)
         new += paths
     return ExaminedData(tuple(findings), None if cache is None else cache.estimate_bytes(new))
 
 
 def _label_split(
-    name: str, site: SiteConfig, split: Split, job: Mapping[str, Any], cache: FeatureCache | None
+    name: str,
+    site: SiteConfig,
+    split: Split,
+    job: Mapping[str, Any],
+    cache: FeatureCache | None,
+    decodes: bool,
 ) -> tuple[Finding, int]:
     """One split, and how many of its images are not encoded yet."""
 
@@ -80,7 +96,7 @@ def _label_split(
             unlabelled=site.unlabelled,
             rename=site.rename,
             on_bad_image=on_bad_image,  # type: ignore[arg-type] # one of its words
-            already_read=None if cache is None else cache.holds,
+            already_read=_decoded(None if cache is None else cache.holds, decodes),
         )
 
     try:
@@ -128,9 +144,12 @@ def _records(site: Any, examine: Callable[[Any], ExaminedData]) -> ExaminedData:
         return ExaminedData((failed("data", error, RECORD_CURE),))
 
 
-def _answers(site: Any, job: Mapping[str, Any], backbone: Any | None) -> ExaminedData:
+def _answers(
+    site: Any, job: Mapping[str, Any], backbone: Any | None, decodes: bool
+) -> ExaminedData:
     cache = None if backbone is None else TokenCache(site.cache_dir, backbone)
-    data = load_answer_data(site, already_read=None if cache is None else cache.holds)
+    known = _decoded(None if cache is None else cache.holds, decodes)
+    data = load_answer_data(site, already_read=known)
     parts = {"train": data.train, "validation": data.validation, "test": data.test}
     findings, new = [], 0
     for name, samples in parts.items():
@@ -191,7 +210,9 @@ def _fit(
     return _skipped(name, value, samples.num_skipped)
 
 
-def _unified(site: UnifiedSiteConfig, job: Mapping[str, Any], backbone: Any | None) -> ExaminedData:
+def _unified(
+    site: UnifiedSiteConfig, job: Mapping[str, Any], backbone: Any | None, decodes: bool
+) -> ExaminedData:
     tokens = None if backbone is None else TokenCache(site.cache_dir, backbone)
     targets = (
         TargetCache(site.cache_dir, backbone) if isinstance(backbone, UnifiedBackbone) else None
@@ -201,7 +222,7 @@ def _unified(site: UnifiedSiteConfig, job: Mapping[str, Any], backbone: Any | No
         caches = (tokens, targets)
         return any(cache is not None and cache.holds(digest) for cache in caches)
 
-    data = load_unified_data(site, already_read=already_read)
+    data = load_unified_data(site, already_read=_decoded(already_read, decodes))
     parts = {"train": UnifiedPart(data.train), "validation": data.validation, "test": data.test}
     findings, needed = [], 0
     for name, part in parts.items():

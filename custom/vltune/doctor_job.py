@@ -13,7 +13,7 @@ The app may have another name: it is the folder with `config/vltune_job.json`.
 import importlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,9 @@ class ExportedJob:
         versions: Package -> version that the job was exported with; empty in older exports.
         code_hash: Of the code that it was exported with.
         scope: FLARE privacy scope that the job asks for.
+        code_files: Hash of each module that it was exported with; empty in older exports.
+        federation: What the server was told; empty where the site has no such file.
+        run: The same.
     """
 
     folder: Path
@@ -55,6 +58,9 @@ class ExportedJob:
     versions: dict[str, str]
     code_hash: str
     scope: str | None
+    code_files: dict[str, str] = field(default_factory=dict)
+    federation: dict[str, Any] = field(default_factory=dict)
+    run: dict[str, Any] = field(default_factory=dict)
 
     @property
     def code(self) -> Path | None:
@@ -81,21 +87,37 @@ def read_exported_job(folder: Path) -> ExportedJob:
             f"{folder}: holds no app with config/{JOB_FILE}. Give the folder of an exported job, "
             "such as build/jobs/fedmpt (`make jobs` writes it)."
         )
-    config = apps[0] / "config"
+    return read_app(apps[0], _participant(apps[0] / "config" / "config_fed_client.json"))
+
+
+def read_app(app: Path, participant: str) -> ExportedJob:
+    """Read the app of an export, or of a job that runs here.
+
+    Args:
+        app: The folder with `config/`.
+        participant: Dotted path of the method's builder.
+
+    Raises:
+        DoctorError: A file of it is damaged.
+    """
+    config = app / "config"
     server = _read(config / "config_fed_server.json", optional=True)
     federation, run = _controller(server)
     made_with = _read(config / VERSIONS_FILE, optional=True)
     return ExportedJob(
-        folder=folder,
-        app=apps[0],
+        folder=app.parent,
+        app=app,
         job=_read(config / JOB_FILE),
-        participant=_participant(config / "config_fed_client.json"),
+        participant=participant,
         round_timeout_seconds=federation.get("round_timeout_seconds"),
         prepare_timeout_seconds=federation.get("prepare_timeout_seconds"),
         facts=run.get("facts", {}),
         versions=made_with.get("versions", {}),
         code_hash=made_with.get("code", ""),
-        scope=_read(folder / "meta.json", optional=True).get("scope"),
+        scope=_read(app.parent / "meta.json", optional=True).get("scope"),
+        code_files=made_with.get("files", {}),
+        federation=federation,
+        run=run,
     )
 
 

@@ -1,12 +1,12 @@
 """Which packages are here, against a lock file or what the job was exported with."""
 
-import hashlib
 import re
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import vltune
+from vltune.code_identity import code_files, code_hash, describe_code
 from vltune.doctor_findings import DoctorError, Finding
 
 PACKAGES = ("nvflare", "torch", "open_clip_torch", "peft", "transformers", "safetensors", "POT")
@@ -68,27 +68,22 @@ def _check(name: str, wanted: str | None, here: str | None) -> Finding:
     return Finding(title, "fail" if name in PINNED else "warn", here, wanted, install)
 
 
-def code_hash(package: Path) -> str:
-    """First 16 hex digits of the SHA-256 of all source files' names and bytes.
-
-    Not the whole hash: FLARE would warn of a secret in the exported job.
-    """
-    digest = hashlib.sha256()
-    for path in sorted(package.rglob("*.py")):
-        content = path.read_bytes()
-        digest.update(f"{path.relative_to(package).as_posix()} {len(content)}\n".encode())
-        digest.update(content)
-    return digest.hexdigest()[:16]
-
-
-def check_code(brought: Path | None, recorded: str) -> Finding:
+def check_code(
+    brought: Path | None,
+    recorded: str,
+    files: Mapping[str, str] | None = None,
+    *,
+    is_running: bool = False,
+) -> Finding:
     """Is the code that examines here the code that will train?
 
     Args:
         brought: The package inside the job, or None where sites have it installed.
         recorded: Hash that the export recorded, or "".
+        files: Hash of each module that it recorded.
+        is_running: The job runs already: what is imported here is what will train.
     """
-    here = code_hash(Path(vltune.__file__).parent)
+    here = code_hash()
     if brought is not None:
         carried = code_hash(brought)
         if recorded and carried != recorded:
@@ -97,11 +92,17 @@ def check_code(brought: Path | None, recorded: str) -> Finding:
             )
         if carried == here:
             return Finding("code", "ok", carried, carried)
-        return Finding(
-            "code", "warn", here, carried, "The job brings other code than the doctor's own."
-        )
+        if not is_running:
+            return Finding(
+                "code", "warn", here, carried, "The job brings other code than the doctor's own."
+            )
+        cure = "Another VLTune is found before the job's own here: uninstall it."
+        return Finding("code", "fail", here, carried, cure)
     if recorded and here != recorded:
-        cure = "The job brings no code: install the VLTune that it was exported with."
+        difference = describe_code(files or {}, code_files())
+        cure = "The job brings no code: install the VLTune that it was exported with" + (
+            f" ({difference})." if difference else "."
+        )
         return Finding("code", "fail", here, recorded, cure)
     return Finding("code", "ok", here, recorded)
 

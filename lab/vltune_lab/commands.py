@@ -12,6 +12,7 @@ from rich.progress import Progress
 from vltune.config import load_config
 from vltune_lab.bench.commands import register as register_bench
 from vltune_lab.discovery.commands import register as register_conditions
+from vltune_lab.jobs.commands import register as register_jobs
 from vltune_lab.pretrain.commands import register as register_pretrain
 from vltune_lab.report.commands import register as register_report
 
@@ -26,6 +27,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(scenes_app, name="scenes")
     register_pretrain(app)
     app.command("demo")(demo)
+    register_jobs(app)
     register_report(app)
     register_bench(app)
     register_conditions(app)

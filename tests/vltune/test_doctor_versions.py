@@ -3,12 +3,12 @@ from pathlib import Path
 import pytest
 
 import vltune
+from vltune.code_identity import code_files, code_hash
 from vltune.doctor_findings import DoctorError, Finding
 from vltune.doctor_versions import (
     PACKAGES,
     check_code,
     check_versions,
-    code_hash,
     installed_versions,
     read_lock,
 )
@@ -72,16 +72,6 @@ def package(tmp_path: Path) -> Path:
     return tmp_path / "vltune"
 
 
-def test_hash_sees_names_and_content(package: Path) -> None:
-    first = code_hash(package)
-    (package / "notes.txt").write_text("no code")
-    assert code_hash(package) == first
-    (package / "one.py").rename(package / "two.py")
-    renamed = code_hash(package)
-    (package / "two.py").write_text("x = 2\n")
-    assert len({first, renamed, code_hash(package)}) == 3
-
-
 def test_code_of_the_job(package: Path) -> None:
     own = Path(vltune.__file__).parent
     assert check_code(own, code_hash(own)).status == "ok"
@@ -89,3 +79,17 @@ def test_code_of_the_job(package: Path) -> None:
     assert check_code(package, code_hash(package)).status == "warn"  # other than the doctor's
     assert check_code(package, "0" * 16).status == "fail"  # changed after the export
     assert check_code(None, "0" * 16).status == "fail"  # another package is installed
+
+
+def test_a_running_job_must_have_imported_its_own_code(package: Path) -> None:
+    own = Path(vltune.__file__).parent
+    assert check_code(own, code_hash(own), is_running=True).status == "ok"
+    finding = check_code(package, code_hash(package), is_running=True)
+    assert (finding.status, finding.value) == ("fail", code_hash(own))
+    assert "uninstall" in finding.cure
+
+
+def test_other_installed_code_is_named_by_module() -> None:
+    files = code_files() | {"training": "0" * 8, "no.such": "0" * 8}
+    cure = check_code(None, "0" * 16, files).cure
+    assert cure.endswith("exported with (training changed; no.such missing).")

@@ -49,7 +49,16 @@ SITE_HISTOGRAMS = frozenset(
 """Wire names of `vltune.histograms.ScoreHistograms`, flat int32 counts."""
 
 SITE_FACTS = frozenset(
-    {"vltune", "backbone", "preprocessing", "class_list", "conditions", "adapter", "judge"}
+    {
+        "vltune",
+        "code",
+        "backbone",
+        "preprocessing",
+        "class_list",
+        "conditions",
+        "adapter",
+        "judge",
+    }
 )
 """Facts of the handshake, strings that must agree between sites."""
 

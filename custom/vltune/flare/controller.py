@@ -33,7 +33,7 @@ from vltune.flare.exchange import (
 from vltune.flare.federation import FederationConfig, FederationError, sites_of_round
 from vltune.flare.inquiry import Answers, Inquiry, Live, RunAbortedError
 from vltune.flare.persistor import META_ROUND, AdapterPersistor, run_folder
-from vltune.flare.roll_call import RollCall, compare_sites, describe_sites
+from vltune.flare.roll_call import RollCall, check_own_code, compare_sites, describe_sites
 from vltune.flare.round_record import Measured, describe_roll_call, training
 from vltune.flare.run_log import RunLog, new_run_id
 from vltune.flare.scoreboard import Scoreboard
@@ -155,6 +155,7 @@ class FederationController(Controller):
             run_log.update(status="completed", finished=time.time())
 
     def _federate(self, live: Live) -> None:
+        check_own_code(self._run.facts)
         start, end = self._run.start_round, self._config.rounds
         if start >= end:
             raise FederationError(

@@ -12,6 +12,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 from torch import Tensor
 
 from vltune.flare.allow_list import SITE_METRICS
+from vltune.code_identity import code_hash
+from vltune.flare.examination import check_builder, examine_site
 from vltune.flare.exchange import (
     HEADER_RUN,
     HEADER_SITES,
@@ -65,15 +68,21 @@ class ParticipantExecutor(Executor):
         participant: Dotted path of the method's builder.
         job_file: JSON in the app's config folder that says what to train.
         stream_metrics: Send the documented scalars as FLARE events too, for TensorBoard.
+        examine: Ask the doctor before the first task; where a check fails, that is the answer.
     """
 
     def __init__(
-        self, participant: str, job_file: str = JOB_FILE, stream_metrics: bool = True
+        self,
+        participant: str,
+        job_file: str = JOB_FILE,
+        stream_metrics: bool = True,
+        examine: bool = False,
     ) -> None:
         super().__init__()
         self.participant = participant
         self.job_file = job_file
         self.stream_metrics = stream_metrics
+        self.examine = examine
         self._site: AnySiteConfig | None = None
         self._state: SiteState | None = None
         self._built: Participant | None = None
@@ -123,7 +132,7 @@ class ParticipantExecutor(Executor):
             return make_reply(ReturnCode.TASK_UNKNOWN)
         began = time.perf_counter()
         round_number = round_of(shareable)
-        participant, handshake = self._ready(shareable, fl_ctx, round_number, should_stop)
+        participant, handshake = self._ready(task_name, shareable, fl_ctx, should_stop)
         own = handshake.spec if task_name == TASK_PREPARE else handshake.own_spec
         fl_ctx.set_prop(SPEC_PROPERTY, dict(own or handshake.spec), private=True, sticky=True)
         if task_name == TASK_PREPARE:
@@ -177,34 +186,50 @@ class ParticipantExecutor(Executor):
 
     def _ready(
         self,
+        task_name: str,
         shareable: Shareable,
         fl_ctx: FLContext,
-        round_number: int,
         should_stop: Callable[[], bool],
     ) -> tuple[Participant, Handshake]:
-        """The participant as it was before `round_number`, built again where the process is new."""
-        if self._trained_round >= round_number:
+        """The participant as it was before the round, built again where the process is new."""
+        if self._trained_round >= round_of(shareable):
             # A repeated round (the server never got the first answer) must not train twice.
             self.close()
         if self._built is None or self._handshake is None:
-            workspace = fl_ctx.get_engine().get_workspace()
-            site_name = str(fl_ctx.get_identity_name())
-            self._site = find_site_config(site_name, Path(workspace.get_site_config_dir()))
-            if self._state is None:
-                run_id = str(shareable.get_header(HEADER_RUN, ""))
-                self._state = SiteState(self._site.state_dir, site_name, run_id)
-            job = read_job(Path(workspace.get_app_config_dir(fl_ctx.get_job_id())) / self.job_file)
-            threads = self._threads(shareable, fl_ctx)
-            log.info("site %s: %d threads, method %s", site_name, threads, self.participant)
-            built = find_builder(self.participant)(
-                job, self._site, site_name, self._state.folder, threads
-            )
-            self._handshake = built.prepare(should_stop)
-            personal = self._state.before(round_number)
-            if personal:
-                built.load_personal_state(personal)
-            self._built = built
+            self._build(task_name, shareable, fl_ctx, should_stop)
+        assert self._built is not None  # _build() made both
+        assert self._handshake is not None
         return self._built, self._handshake
+
+    def _build(
+        self,
+        task_name: str,
+        shareable: Shareable,
+        fl_ctx: FLContext,
+        should_stop: Callable[[], bool],
+    ) -> None:
+        workspace = fl_ctx.get_engine().get_workspace()
+        site_name = str(fl_ctx.get_identity_name())
+        self._site = find_site_config(site_name, Path(workspace.get_site_config_dir()))
+        app = Path(workspace.get_app_config_dir(fl_ctx.get_job_id())).parent
+        check_builder(self.participant, app, fl_ctx)
+        if task_name == TASK_PREPARE and self.examine:
+            examine_site(app, self.participant, self._site, site_name)
+        if self._state is None:
+            run_id = str(shareable.get_header(HEADER_RUN, ""))
+            self._state = SiteState(self._site.state_dir, site_name, run_id)
+        job = read_job(app / "config" / self.job_file)
+        threads = self._threads(shareable, fl_ctx)
+        log.info("site %s: %d threads, method %s", site_name, threads, self.participant)
+        built = find_builder(self.participant)(
+            job, self._site, site_name, self._state.folder, threads
+        )
+        handshake = built.prepare(should_stop)
+        self._handshake = replace(handshake, facts=handshake.facts | {"code": code_hash()})
+        personal = self._state.before(round_of(shareable))
+        if personal:
+            built.load_personal_state(personal)
+        self._built = built
 
     def _threads(self, shareable: Shareable, fl_ctx: FLContext) -> int:
         """CPU threads: the site's own number, else cores / sites that share this machine."""

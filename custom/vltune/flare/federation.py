@@ -44,6 +44,7 @@ class FederationConfig:
             documented figures, larger is better.
         poll_seconds: How often an idle site asks for work; each round waits about as long for it.
         tensorboard: Stream the documented metrics to TensorBoard files at the server.
+        doctor: Sites examine themselves before round 0; one where a check fails is left out.
         robust: What is done about updates that are meant to harm (docs/robust_aggregation.md).
     """
 
@@ -57,6 +58,7 @@ class FederationConfig:
     metric: str = "mAP"
     poll_seconds: float = 0.1
     tensorboard: bool = True
+    doctor: bool = True
     robust: RobustAggregation = field(default_factory=RobustAggregation)
 
     def __post_init__(self) -> None:

@@ -1,7 +1,8 @@
 """From a job dict to a FLARE job: every component, the job itself and this package inside.
 
-The export is self-contained: `app/custom/vltune` is a copy of this package (sites must allow jobs
-that bring code, BYOC), `app/config/vltune_job.json` says what to train, and site paths are nowhere.
+`app/config/vltune_job.json` says what to train, and site paths are nowhere. With code, the export
+is self-contained: `app/custom/vltune` is a copy of this package (sites must allow jobs that bring
+code, BYOC). Without, server and sites have the package installed and allow its classes.
 """
 
 import json
@@ -21,10 +22,11 @@ from nvflare.job_config.defs import FilterType
 from nvflare.recipe.spec import Recipe
 
 import vltune
+from vltune.code_identity import code_files, code_hash
 from vltune.conditions import class_list_hash
 from vltune.config import ConfigError, from_mapping, to_mapping
 from vltune.doctor_job import VERSIONS_FILE
-from vltune.doctor_versions import code_hash, installed_versions
+from vltune.doctor_versions import installed_versions
 from vltune.flare.aggregator import ValidatingAggregator, lora_aggregation
 from vltune.flare.controller import FederationController, RunConfig
 from vltune.flare.exchange import TASKS
@@ -46,12 +48,13 @@ def site_job(job: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def job_facts(job: Mapping[str, Any]) -> dict[str, str]:
-    """How facts of each site's handshake must begin: the hash of the job's class list.
+    """How facts of each site's handshake must begin: VLTune's version and code, the class list.
 
     Not the whole hash: FLARE would warn of a secret in the exported job.
     """
     names = job.get("classnames")
-    return {"class_list": class_list_hash(names)[:HASH_SHOWN]} if names else {}
+    classes = {"class_list": class_list_hash(names)[:HASH_SHOWN]} if names else {}
+    return {"vltune": vltune.__version__, "code": code_hash(), **classes}
 
 
 class FederatedRecipe(Recipe):
@@ -62,6 +65,7 @@ class FederatedRecipe(Recipe):
             whatever the method's builder reads. JSON-able.
         resume: What an earlier run left: `run_id`, `start_round`, `best`.
         resume_adapter: The global adapter after `start_round` rounds.
+        with_code: Whether the job brings this package (docs/deploy.md).
 
     Raises:
         ConfigError: A key is missing, or `federation` is wrong.
@@ -72,6 +76,8 @@ class FederatedRecipe(Recipe):
         job: Mapping[str, Any],
         resume: Mapping[str, Any] | None = None,
         resume_adapter: Path | None = None,
+        *,
+        with_code: bool = True,
     ) -> None:
         missing = [
             key for key in ("name", "method", "seed", "participant", "federation") if key not in job
@@ -96,7 +102,9 @@ class FederatedRecipe(Recipe):
         fed_job = FedJob(name=job["name"], min_clients=self.federation.min_sites)
         self._add_server(fed_job, resume_adapter)
         self._add_sites(fed_job, job)
-        self._add_code(fed_job)
+        fed_job.set_app_packages([PACKAGE])  # else FLARE copies modules that it sees imported
+        if with_code:
+            self._add_code(fed_job)
         super().__init__(fed_job)
 
     def _add_server(self, fed_job: FedJob, resume_adapter: Path | None) -> None:
@@ -124,7 +132,9 @@ class FederatedRecipe(Recipe):
 
     def _add_sites(self, fed_job: FedJob, job: Mapping[str, Any]) -> None:
         executor = ParticipantExecutor(
-            job["participant"], stream_metrics=self.federation.tensorboard
+            job["participant"],
+            stream_metrics=self.federation.tensorboard,
+            examine=self.federation.doctor,
         )
         fed_job.to_clients(executor, id="executor", tasks=list(TASKS))
         for task in TASKS:  # FLARE knows no wildcard here: "*" would filter nothing
@@ -140,7 +150,8 @@ class FederatedRecipe(Recipe):
         fed_job.add_file_to_clients(str(path), app_folder_type="config")
         made_with = {
             "versions": installed_versions(),
-            "code": code_hash(Path(vltune.__file__).parent),
+            "code": code_hash(),
+            "files": code_files(),
         }
         path = self._folder / VERSIONS_FILE
         path.write_text(json.dumps(made_with, indent=2) + "\n")
@@ -151,6 +162,5 @@ class FederatedRecipe(Recipe):
         copy = self._folder / PACKAGE
         source = Path(vltune.__file__).parent
         shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
-        fed_job.set_app_packages([PACKAGE])
         for add in (fed_job.add_file_to_server, fed_job.add_file_to_clients):
             add(str(copy), dest_dir=PACKAGE, app_folder_type="custom")

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
+from vltune import __version__
+from vltune.code_identity import code_hash
 from vltune.flare.federation import FederationError
 from vltune.parameters import SharedSpec, describe_difference
 from vltune.participant import Handshake
@@ -109,6 +111,25 @@ def _agreeing(
     return [site for site in sites if site not in others], {name: value}, others
 
 
+def check_own_code(facts: Mapping[str, str]) -> None:
+    """Refuse to serve a job with other code than it was exported with.
+
+    Raises:
+        FederationError: The server has another VLTune.
+    """
+    own = {"vltune": __version__, "code": code_hash()}
+    other = [
+        f"{name} is {own[name]}, the job's is {facts[name]}"
+        for name in sorted(own.keys() & facts.keys())
+        if own[name] != facts[name]
+    ]
+    if other:
+        raise FederationError(
+            f"the server does not fit the job: {', '.join(other)}. Install the VLTune that the job "
+            "was exported with on the server, or export it with its code."
+        )
+
+
 def _check_majority(ordered: list[list[str]], handshakes: Mapping[str, Handshake]) -> None:
     """Refuse two equally large groups: there is no telling which of them is wrong."""
     if len(ordered) < 2 or len(ordered[0]) > len(ordered[1]):
@@ -161,7 +182,7 @@ def _unusable(handshake: Handshake, required: SharedSpec | None, facts: Mapping[
         for name, value in sorted(facts.items())
         if not handshake.facts.get(name, "").startswith(value)
     ]
-    return f"works on another job: {', '.join(other)}" if other else ""
+    return f"does not fit the job: {', '.join(other)}" if other else ""
 
 
 def _fingerprint(handshake: Handshake) -> str:

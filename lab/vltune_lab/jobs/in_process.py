@@ -138,6 +138,7 @@ def run_in_process(
     run: Mapping[str, Any] | None = None,
     order: Sequence[str] = (),
     site_files: Path | None = None,
+    examine: bool = False,
 ) -> Path:
     """Run a job over `sites`; site data come from VLTUNE_SITE_CONFIG as in the simulator.
 
@@ -149,6 +150,7 @@ def run_in_process(
             config folder.
         order: In which order sites are asked; changes no number.
         site_files: What VLTUNE_SITE_CONFIG is while the run lasts, instead of what it is now.
+        examine: Sites ask the doctor first, as under FLARE.
 
     Returns:
         The server's folder with adapters, metrics.jsonl and rounds.json.
@@ -157,7 +159,7 @@ def run_in_process(
         FederationError: The run failed; the message is the reason.
     """
     controller, context = _server(job, sites, folder / "server", dict(run or {}))
-    local = {name: _local_site(name, job, folder / name) for name in sites}
+    local = {name: _local_site(name, job, folder / name, examine) for name in sites}
     controller.inquiry = LocalInquiry(local, order)
     with _site_variable(site_files):
         try:
@@ -211,9 +213,9 @@ def _server(
     return controller, make_context(engine, "server")
 
 
-def _local_site(name: str, job: Mapping[str, Any], folder: Path) -> LocalSite:
+def _local_site(name: str, job: Mapping[str, Any], folder: Path, examine: bool) -> LocalSite:
     workspace = make_workspace(folder, name)
     path = Path(workspace.get_app_config_dir(JOB_ID)) / JOB_FILE
     path.write_text(json.dumps(site_job(job)))
-    executor = ParticipantExecutor(job["participant"], stream_metrics=False)
+    executor = ParticipantExecutor(job["participant"], stream_metrics=False, examine=examine)
     return LocalSite(name, executor, make_context(Engine(workspace), name))

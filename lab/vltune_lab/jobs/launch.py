@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import shutil
 import sys
 import tempfile
 import time
@@ -17,8 +16,14 @@ from rich.console import Console
 from vltune.config import ConfigError, apply_overrides
 from vltune.files import write_json_atomic
 from vltune.flare.persistor import round_file
-from vltune.flare.run_log import STATE_FILE
 from vltune_lab.jobs.collect import ADAPTERS, collect, read_state, summarise
+from vltune_lab.jobs.download import (
+    FLARE_FOLDER,
+    JOB_RECORD,
+    bring_home,
+    bring_home_what_is_left,
+    keep_logs,
+)
 from vltune_lab.jobs.follow import printer
 from vltune_lab.jobs.remote import DEFAULT_USER, open_session, run_remote
 from vltune_lab.jobs.resolve import Job, JobKind, resolve_job
@@ -27,9 +32,6 @@ from vltune_lab.report.summary import write_summary
 
 if TYPE_CHECKING:
     from vltune.flare.recipe import FederatedRecipe
-
-JOB_RECORD = "job.json"
-FLARE_FOLDER = "flare"
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Options:
         yaml: Another configuration than the job's own.
         startup_kit: Admin's startup kit, for prod.
         user: FLARE admin user.
+        config_only: Bring no code; sites have the package installed.
     """
 
     environment: str = "sim"
@@ -59,6 +62,7 @@ class Options:
     yaml: Path | None = None
     startup_kit: Path | None = None
     user: str = DEFAULT_USER
+    config_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,8 @@ def run_job(kind: JobKind, options: Options, console: Console | None = None) -> 
     sites = list(start.sites)
     write_json_atomic(start.run_folder / JOB_RECORD, {"job": start.job, "sites": sites})
     with tempfile.TemporaryDirectory(prefix="vltune-job-") as folder:
-        make_recipe(start.job, start.resume, start.adapter).export(folder)
+        code = not options.config_only
+        make_recipe(start.job, start.resume, start.adapter, with_code=code).export(folder)
         run = _simulated if options.environment == "sim" else _remote
         server = run(start, options, Path(folder) / start.job["name"], console)
     state = collect(server, start.run_folder, time.monotonic() - began)
@@ -102,24 +107,21 @@ def run_job(kind: JobKind, options: Options, console: Console | None = None) -> 
     return start.run_folder
 
 
-def keep_logs(folder: Path) -> None:
-    """After a complete run, keep of the simulator's workspace only who logged what."""
-    workspace = folder / "workspace"
-    for path in sorted(workspace.glob("*/log.txt")):
-        shutil.copyfile(path, folder / f"{path.parent.name}.log")
-    shutil.rmtree(workspace, ignore_errors=True)
-
-
 def new_run(kind: JobKind, options: Options) -> Start:
     """Resolve the job and choose a folder that does not exist yet."""
     job = resolve_job(kind, options.overrides, yaml=options.yaml)
-    name = options.name or f"{job['name']}-{time.strftime('%Y%m%d-%H%M%S')}"
+    name = options.name or new_name(job["name"])
     run_folder = options.out / name
     if run_folder.exists():
         raise ConfigError(
             f"{run_folder} exists. Choose another --name, or continue it: --resume {run_folder}."
         )
     return Start(job, run_folder, options.sites)
+
+
+def new_name(begin: str) -> str:
+    """A name with the time, for a run that was given none."""
+    return f"{begin}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def continue_run(kind: JobKind, options: Options) -> Start:
@@ -158,25 +160,19 @@ def continue_run(kind: JobKind, options: Options) -> Start:
     return Start(job, run_folder, options.sites or tuple(content["sites"]), resume, adapter)
 
 
-def bring_home_what_is_left(run_folder: Path) -> None:
-    """Collect the rounds of a run that failed or was interrupted, wherever it left them."""
-    known = read_state(run_folder).get("completed_rounds", -1)
-    for path in sorted((run_folder / FLARE_FOLDER).rglob(STATE_FILE)):
-        if read_state(path.parent).get("completed_rounds", -1) > known:
-            known = collect(path.parent, run_folder)["completed_rounds"]
-
-
 def make_recipe(
     job: Mapping[str, Any],
     resume: Mapping[str, Any] | None = None,
     adapter: Path | None = None,
+    *,
+    with_code: bool = True,
 ) -> "FederatedRecipe":
     """The job as a FLARE recipe."""
     with warnings.catch_warnings():
         # FLARE warns that it takes --export from the command line; ours means the same.
         warnings.simplefilter("ignore", UserWarning)
         from vltune.flare.recipe import FederatedRecipe
-    return FederatedRecipe(job, resume, adapter)
+    return FederatedRecipe(job, resume, adapter, with_code=with_code)
 
 
 def _simulated(start: Start, options: Options, job_folder: Path, console: Console) -> Path:
@@ -227,6 +223,8 @@ def parse(arguments: Sequence[str], description: str) -> argparse.Namespace:
     add("--user", default=DEFAULT_USER, help="FLARE admin user")
     add("--export", action="store_true", help="write the job for FLARE and stop")
     add("--export-dir", type=Path, default=Path("build/jobs"), help="where to")
+    add("--config-only", action="store_true", help="bring no code: sites have VLTune installed")
+    add("--downloaded", type=Path, metavar="FOLDER", help="report on a job downloaded by hand")
     return parser.parse_args(arguments)
 
 
@@ -253,24 +251,15 @@ def main(kind: JobKind, arguments: Sequence[str] | None = None) -> int:
     console, errors = Console(), Console(stderr=True)
     try:
         if given.export:
-            job = resolve_job(kind, given.set, given.name, given.yaml)
-            make_recipe(job).export(str(given.export_dir))
-            console.print(f"exported to {given.export_dir / job['name']}", highlight=False)
+            folder = export_job(kind, given)
+            console.print(f"exported to {folder}", highlight=False)
             return 0
-        resumed = given.resume is not None and not given.sites
-        options = Options(
-            environment=given.env,
-            sites=() if resumed else site_names(given.sites),
-            parallel=given.parallel,
-            overrides=tuple(given.set),
-            name=given.name,
-            out=given.out,
-            resume=given.resume,
-            yaml=given.yaml,
-            startup_kit=given.startup_kit,
-            user=given.user,
-        )
-        run_folder = run_job(kind, options, console)
+        if given.downloaded is not None:
+            environment = "poc" if given.env == "sim" else given.env
+            name = given.name or new_name(given.downloaded.absolute().name)
+            run_folder = bring_home(kind, given.downloaded, given.out / name, environment)
+        else:
+            run_folder = run_job(kind, _options(given), console)
     except ValueError as error:
         kind_of = "failed" if isinstance(error, RunFailedError) else "error"
         errors.print(f"[red]{kind_of}:[/red] {error}", highlight=False, soft_wrap=True)
@@ -280,3 +269,28 @@ def main(kind: JobKind, arguments: Sequence[str] | None = None) -> int:
         return 130
     console.print(f"{run_folder}/summary.json", highlight=False)
     return 0
+
+
+def export_job(kind: JobKind, given: argparse.Namespace) -> Path:
+    """Write the job for FLARE; returns its folder."""
+    job = resolve_job(kind, given.set, given.name, given.yaml)
+    make_recipe(job, with_code=not given.config_only).export(str(given.export_dir))
+    folder: Path = given.export_dir / job["name"]
+    return folder
+
+
+def _options(given: argparse.Namespace) -> Options:
+    resumed = given.resume is not None and not given.sites
+    return Options(
+        environment=given.env,
+        sites=() if resumed else site_names(given.sites),
+        parallel=given.parallel,
+        overrides=tuple(given.set),
+        name=given.name,
+        out=given.out,
+        resume=given.resume,
+        yaml=given.yaml,
+        startup_kit=given.startup_kit,
+        user=given.user,
+        config_only=given.config_only,
+    )

@@ -1,12 +1,16 @@
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from nvflare.app_common.default_component_policy import DEFAULT_CLASS_ALLOW_LIST
 
 import vltune
+from vltune.code_identity import code_files, code_hash
 from vltune.config import ConfigError
 from vltune.flare.persistor import write_adapter
+from vltune.site_policy import CLASSES
 from vltune_lab.jobs.launch import make_recipe
 
 
@@ -34,6 +38,28 @@ def test_the_export_is_the_whole_package_and_the_job(tmp_path: Path, job: Any) -
     }
     meta = json.loads((app.parent / "meta.json").read_text())
     assert (meta["name"], meta["min_clients"]) == ("linear", 2)
+
+
+def test_without_code_there_are_configurations_only_and_the_sites_list_has_every_class(
+    tmp_path: Path, job: Any
+) -> None:
+    make_recipe(job(), with_code=False).export(str(tmp_path))
+    app = tmp_path / job()["name"] / "app"
+    assert {path.parent for path in app.rglob("*") if path.is_file()} == {app / "config"}
+    named = set()
+    for name in ("config_fed_client.json", "config_fed_server.json"):
+        named |= set(re.findall(r'"path": "([^"]+)"', (app / "config" / name).read_text()))
+    assert named - set(DEFAULT_CLASS_ALLOW_LIST) == set(CLASSES)
+
+
+def test_the_server_asks_for_version_and_code_of_the_export(tmp_path: Path, job: Any) -> None:
+    app = exported(job(), tmp_path)
+    server = json.loads((app / "config/config_fed_server.json").read_text())
+    facts = server["workflows"][0]["args"]["run"]["facts"]
+    assert facts == {"vltune": vltune.__version__, "code": code_hash(app / "custom/vltune")}
+    made_with = json.loads((app / "config/vltune_versions.json").read_text())
+    assert made_with["code"] == facts["code"]
+    assert made_with["files"] == code_files(app / "custom/vltune")
 
 
 def test_the_sites_gate_stands_at_every_task(tmp_path: Path, job: Any) -> None:

@@ -47,7 +47,7 @@ def test_a_majority_that_works_on_another_class_list_is_left_out() -> None:
     handshakes = {"a": other, "b": shown(), "c": other}
     roll_call = compare_sites(handshakes, {}, 1, facts={"class_list": "b" * 16})
     assert roll_call.sites == ("b",)
-    reason = "works on another job: class_list is dddddddddddd..., the job's is bbbbbbbbbbbbbbbb"
+    reason = "does not fit the job: class_list is dddddddddddd..., the job's is bbbbbbbbbbbbbbbb"
     assert roll_call.left_out == {"a": reason, "c": reason}
 
 
