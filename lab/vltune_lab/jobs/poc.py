@@ -20,6 +20,7 @@ from pathlib import Path
 from rich.console import Console
 
 from vltune.flare.run_log import METRICS_FILE
+from vltune.site_policy import allow_classes
 from vltune_lab.jobs.flare_commands import (
     JSON,
     WORKSPACE_VARIABLE,
@@ -77,6 +78,12 @@ class Poc:
             )
         check_ports(self.project)
         self.nvflare("poc", "prepare", "--force", "-i", self.project.path)
+
+    def allow(self) -> None:
+        """Put VLTune's classes on the list of server and sites; before they start."""
+        for name in (self.project.server, *self.project.sites):
+            self.nvflare.show("vltune", "allow", "--startup-kit", self.folder / name)
+            allow_classes(self.folder / name)
 
     def start(self) -> None:
         """Start server and sites, and wait until all sites are registered.
@@ -150,10 +157,16 @@ class Poc:
             raise PocError(f"processes {left} of {self.workspace} do not end")
 
     @contextmanager
-    def running(self) -> Iterator[None]:
-        """Prepare and start; whatever happens then, a kill by SIGTERM included, stop."""
+    def running(self, *, allows_classes: bool = False) -> Iterator[None]:
+        """Prepare and start; whatever happens then, a kill by SIGTERM included, stop.
+
+        Args:
+            allows_classes: Let jobs that bring no code use VLTune's classes.
+        """
         before = signal.getsignal(signal.SIGTERM)
         self.prepare()
+        if allows_classes:
+            self.allow()
         signal.signal(signal.SIGTERM, _interrupt)
         try:
             self.start()

@@ -104,7 +104,7 @@ def run_poc(options: PocOptions, console: Console) -> Path:
     job = resolve_job(chosen.kind, overrides)
     folder = timed("export", lambda: export(job, overrides, options, poc))
     began = time.monotonic()
-    with poc.running():
+    with poc.running(allows_classes=options.config_only):
         console.print(f"  started in {time.monotonic() - began:.0f} s", highlight=False)
         job_id = timed("submit", lambda: poc.submit(folder))
         on_round = printer(console, job["federation"]["rounds"])

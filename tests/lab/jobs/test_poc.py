@@ -3,18 +3,17 @@
 One POC for all: a site's file is read when a job starts, so each test puts its own in place.
 """
 
-import os
-import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -32,8 +31,12 @@ from vltune.config import from_mapping
 from vltune.flare.persistor import round_file
 from vltune.lora_factors import parse_factor_name
 from vltune_lab.jobs.collect import ADAPTERS
+from vltune_lab.jobs.flare_commands import JSON
 from vltune_lab.jobs.in_process import run_in_process
 from vltune_lab.jobs.kinds import FEDMPT, FEDUMM, FEDVLM
+from vltune_lab.jobs.launch import make_recipe
+from vltune_lab.jobs.poc import Poc
+from vltune_lab.jobs.poc_project import PocError, read_project
 from vltune_lab.jobs.resolve import resolve_job
 from vltune_lab.report.summary import RunSummary, load_summary
 from vltune_lab.scenes.make import make_world
@@ -42,7 +45,7 @@ from vltune_lab.scenes.world import WorldConfig
 pytestmark = pytest.mark.flare
 
 ROOT = Path(__file__).parents[3]
-SITES = ("site-1", "site-2")
+SITES = ("riverside", "market")
 LIMIT_SECONDS = 120.0
 
 
@@ -59,70 +62,52 @@ def run(*command: str | Path) -> str:
     return done.stdout
 
 
-def nvflare(*arguments: str | Path) -> None:
-    run(Path(sys.executable).with_name("nvflare"), *arguments)
-
-
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
-def processes_below(folder: Path) -> list[int]:
-    """Processes whose command line names the workspace: FLARE's parents and job processes."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if str(folder) in entry.read_bytes().decode(errors="replace"):
-                found.append(int(entry.parent.name))
-        except OSError:
-            continue
-    return [pid for pid in found if pid != os.getpid()]
+@dataclass(frozen=True)
+class System:
+    """A running POC, and a link: what a test points it to holds the sites' files."""
+
+    poc: Poc
+    now: Path
 
 
 @pytest.fixture(scope="module")
-def poc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The project of poc_workspace/ with two sites and a free port, started; ended afterwards.
-
-    Yields a link, `now`: what a test points it to holds the sites' files.
-    """
+def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    """The project of poc_workspace/ with two of its sites and a free port; ended afterwards."""
     folder = tmp_path_factory.mktemp("poc")
-    project = yaml.safe_load((ROOT / "poc_workspace/project.yml").read_text())
-    left_out = {"site-3", "site-4"}
-    project["participants"] = [p for p in project["participants"] if p["name"] not in left_out]
-    project["participants"][0]["fed_learn_port"] = free_port()
+    content = yaml.safe_load((ROOT / "poc_workspace/project.yml").read_text())
+    left_out = {"meadow", "campus"}
+    content["participants"] = [p for p in content["participants"] if p["name"] not in left_out]
+    content["participants"][0]["fed_learn_port"] = free_port()
     path = folder / "project.yml"
-    path.write_text(yaml.safe_dump(project))
-    workspace = folder / "poc"
+    path.write_text(yaml.safe_dump(content))
     (folder / "home").mkdir()
+    poc = Poc(read_project(path), folder / "poc", Console())
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setenv("HOME", str(folder / "home"))
-        monkeypatch.setenv("NVFLARE_POC_WORKSPACE", str(workspace))
+        monkeypatch.setenv("NVFLARE_POC_WORKSPACE", str(poc.workspace))
         monkeypatch.setenv("VLTUNE_SITE_CONFIG", str(folder / "now/{site}/vltune_site.yaml"))
         monkeypatch.setenv("VLTUNE_GLOBAL_TEST", str(folder / "now/global/test"))
-        nvflare("poc", "prepare", "-i", path)
-        nvflare("poc", "start")
-        try:
-            yield folder / "now"
-        finally:
-            nvflare("poc", "stop")
-            until = time.monotonic() + 30
-            while (left := processes_below(workspace)) and time.monotonic() < until:
-                time.sleep(0.2)
-            for pid in left:
-                os.kill(pid, signal.SIGKILL)
+        with poc.running(allows_classes=True):
+            assert poc.processes()
+            yield System(poc, folder / "now")
+        assert poc.processes() == []
 
 
 @pytest.fixture
-def put(poc: Path) -> Callable[[Path], None]:
+def put(system: System) -> Callable[[Path], None]:
     """Point the sites to a folder with their files; one thread each, for equal bits."""
 
     def point(folder: Path) -> None:
-        for path in folder.glob("site-*/vltune_site.yaml"):
+        for path in folder.glob("*/vltune_site.yaml"):
             path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"threads": 1}))
-        poc.unlink(missing_ok=True)
-        poc.symlink_to(folder, target_is_directory=True)
+        system.now.unlink(missing_ok=True)
+        system.now.symlink_to(folder, target_is_directory=True)
 
     return point
 
@@ -144,11 +129,16 @@ def submitted(job: str, out: Path, overrides: list[str]) -> RunSummary:
     told = run(sys.executable, f"jobs/{job}/job.py", *arguments)
     assert "FLARE job" in told
     assert told.count("round ") >= 2
-    summary = load_summary(out / "poc")
+    return checked(out / "poc")
+
+
+def checked(run_folder: Path) -> RunSummary:
+    summary = load_summary(run_folder)
     assert (summary.environment, summary.rounds) == ("poc", 2)
     assert {site.site for site in summary.per_site} == set(SITES)
-    assert (out / "poc" / "report.html").exists()
+    assert (run_folder / "report.html").exists()
     assert not summary.rejected_updates
+    assert not summary.left_out_sites  # every site passed the doctor
     return summary
 
 
@@ -160,13 +150,42 @@ def same_rounds(run_folder: Path, server: Path) -> bool:
     )
 
 
-def test_fedmpt_trains_what_a_bare_loop_trains(tmp_path: Path, put: Callable[[Path], None]) -> None:
+def test_fedmpt_without_code_by_the_commands_of_flare_trains_what_a_bare_loop_trains(
+    tmp_path: Path, system: System, put: Callable[[Path], None]
+) -> None:
+    """The package is installed at the sites, as far as they can tell: PYTHONPATH has it."""
     put(scene_world(tmp_path / "world"))
     overrides = ["federation.rounds=2", "training.local_epochs=1"]
-    summary = submitted("fedmpt", tmp_path / "runs", overrides)
+    sets = [part for override in overrides for part in ("--set", override)]
+    script, jobs = "jobs/fedmpt/job.py", tmp_path / "jobs"
+    run(sys.executable, script, "--export", "--export-dir", jobs, "--config-only", *sets)
+    assert not list(jobs.rglob("*.py"))
+    poc, rounds = system.poc, []
+    job_id = poc.submit(jobs / "fedmpt")
+    assert poc.wait(job_id, rounds.append) == "FINISHED:COMPLETED"
+    assert [record["round"] for record in rounds] == [0, 1, 2]
+    download = poc.download(job_id, tmp_path / "downloads")
+    run(sys.executable, script, "--downloaded", download, "--name", "poc", "--out", tmp_path)
+    summary = checked(tmp_path / "poc")
     assert summary.global_mAP is not None
     server = run_in_process(resolve_job(FEDMPT, overrides), SITES, tmp_path / "loop")
-    assert same_rounds(tmp_path / "runs" / "poc", server)
+    assert same_rounds(tmp_path / "poc", server)
+
+
+def test_a_member_may_look_and_not_submit(tmp_path: Path, system: System) -> None:
+    poc = system.poc
+    member = poc.folder / poc.project.users["member"]
+    make_recipe(resolve_job(FEDMPT)).export(str(tmp_path))
+    with pytest.raises(PocError, match="not authorized for 'submit_job'"):
+        poc.nvflare(*JSON, "job", "submit", "-j", tmp_path / "fedmpt", "--startup-kit", member)
+    seen = poc.nvflare(*JSON, "system", "status", "--startup-kit", member)
+    assert {entry["client_name"] for entry in seen["clients"]} == set(SITES)
+
+
+def test_a_running_system_is_not_wiped(system: System) -> None:
+    with pytest.raises(PocError, match=r"running .* nvflare poc stop"):
+        system.poc.prepare()
+    assert system.poc.kit.is_dir()
 
 
 def test_fedvlm_trains_what_a_bare_loop_trains_and_only_b_comes_home(

@@ -1,8 +1,10 @@
 import pytest
 import torch
 
+from vltune import __version__
+from vltune.code_identity import code_hash
 from vltune.flare.federation import FederationError
-from vltune.flare.roll_call import compare_sites
+from vltune.flare.roll_call import check_own_code, compare_sites
 from vltune.participant import Handshake
 
 
@@ -49,6 +51,29 @@ def test_a_majority_that_works_on_another_class_list_is_left_out() -> None:
     assert roll_call.sites == ("b",)
     reason = "does not fit the job: class_list is dddddddddddd..., the job's is bbbbbbbbbbbbbbbb"
     assert roll_call.left_out == {"a": reason, "c": reason}
+
+
+def test_a_site_with_other_code_is_left_out_before_round_0() -> None:
+    facts = {"vltune": "1.0", "code": "c" * 16}
+    other = shown(vltune="1.0", code="d" * 16)
+    handshakes = {"a": shown(**facts), "b": other, "c": shown()}
+    roll_call = compare_sites(handshakes, {}, 1, facts=facts)
+    assert roll_call.sites == ("a",)
+    assert roll_call.left_out == {
+        "b": f"does not fit the job: code is {'d' * 16}, the job's is {'c' * 16}",
+        "c": f"does not fit the job: code is nothing, the job's is {'c' * 16}, vltune is nothing, "
+        "the job's is 1.0",
+    }
+    with pytest.raises(FederationError, match="no site can take part: b: does not fit the job"):
+        compare_sites({"b": other}, {}, 1, facts=facts)
+
+
+def test_a_server_with_other_code_serves_no_job() -> None:
+    own = {"vltune": __version__, "code": code_hash()}
+    check_own_code(own)
+    check_own_code({})  # an older export asks for nothing
+    with pytest.raises(FederationError, match=rf"code is {own['code']}, the job's is 0{{16}}"):
+        check_own_code(own | {"code": "0" * 16})
 
 
 def test_two_equal_halves_are_an_error_that_names_both() -> None:
