@@ -27,8 +27,8 @@ from nvflare.apis.utils.analytix_utils import create_analytic_dxo, send_analytic
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 from torch import Tensor
 
-from vltune.flare.allow_list import SITE_METRICS
 from vltune.code_identity import code_hash
+from vltune.flare.allow_list import SITE_METRICS
 from vltune.flare.examination import check_builder, examine_site
 from vltune.flare.exchange import (
     HEADER_RUN,
