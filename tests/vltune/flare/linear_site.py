@@ -164,6 +164,7 @@ def make_job(**changes: Any) -> dict[str, Any]:
         "round_timeout_seconds": 60.0,
         "prepare_timeout_seconds": 60.0,
         "tensorboard": False,
+        "doctor": False,  # it knows no linear method, and imports much
     }
     federation |= changes.pop("federation", {})
     return {
