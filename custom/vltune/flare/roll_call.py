@@ -127,7 +127,7 @@ def check_own_code(facts: Mapping[str, str]) -> None:
         raise FederationError(
             f"the server does not fit the job: {', '.join(other)}. Install the VLTune there that "
             "the job was exported with; where the job brings its code, take away what is found "
-            "before it (PYTHONPATH)."
+            "before it (an installed one, PYTHONPATH)."
         )
 
 
