@@ -172,7 +172,7 @@ def test_a_second_process_of_the_same_site_is_refused(start: Start) -> None:
     first = start()
     prepare(first)
     reply = start().ask("prepare", task_message("run", 2, None, 0, 5), Signal())
-    assert "Two sites cannot have the same name" in reply.get_header(HEADER_ERROR)
+    assert "two sites have the same name" in reply.get_header(HEADER_ERROR)
     stop(first)
 
 
