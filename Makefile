@@ -7,7 +7,7 @@ STAMP := $(VENV)/.complete
 SOURCES := custom lab tests jobs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo poc test test-fast format check tables jobs report clean
+.PHONY: help setup demo poc test test-fast faults soak format check tables jobs report clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -34,6 +34,12 @@ test: $(STAMP) ## Every test but the marks gpu, soak and faults
 
 test-fast: $(STAMP) ## Unmarked tests only
 	$(BIN)/python -m pytest -m "not slow and not flare and not gpu and not soak and not faults"
+
+faults: $(STAMP) ## The fault matrix of docs/reliability.md on a POC
+	$(BIN)/python -m pytest -m faults -s tests/faults
+
+soak: $(STAMP) ## Five hundred rounds: memory must settle
+	$(BIN)/python -m pytest -m soak -s tests/faults
 
 format: $(STAMP) ## Format the code
 	$(BIN)/ruff format $(SOURCES)

@@ -145,14 +145,14 @@ class FederationController(Controller):
         try:
             self._federate(Live(run_log, fl_ctx, abort_signal))
         except RunAbortedError as error:
-            run_log.update(status="aborted", reason=str(error))
+            run_log.end(status="aborted", reason=str(error))
         except Exception as error:
             reason = str(error) if isinstance(error, ValueError) else repr(error)
             log.exception("the federation ends: %s", reason)
-            run_log.update(status="failed", reason=reason)
+            run_log.end(status="failed", reason=reason)
             self.system_panic(reason, fl_ctx)
         else:
-            run_log.update(status="completed", finished=time.time())
+            run_log.end(status="completed", finished=time.time())
 
     def _federate(self, live: Live) -> None:
         check_own_code(self._run.facts)

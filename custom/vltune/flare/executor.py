@@ -44,6 +44,7 @@ from vltune.flare.exchange import (
 )
 from vltune.flare.failure import error_reply, public_message
 from vltune.flare.filters import SPEC_PROPERTY, check_result
+from vltune.flare.last_word import leave_last_word, take_back_last_word
 from vltune.flare.site_state import SiteState
 from vltune.parameters import LocalUpdate
 from vltune.participant import Evaluation, Handshake, Participant, ShouldStop, TrainingStopped
@@ -90,8 +91,11 @@ class ParticipantExecutor(Executor):
         self._trained_round = -1
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
-        """Give the state folder back when the run ends."""
+        """Give the state folder back when the run ends; a death before that ends no job."""
+        if event_type == EventType.START_RUN:
+            leave_last_word(fl_ctx)
         if event_type == EventType.END_RUN:
+            take_back_last_word(fl_ctx)
             self.close()
 
     def close(self) -> None:

@@ -77,8 +77,8 @@ class Answers:
 class Inquiry:
     """Asks sites through a FLARE controller.
 
-    A site that stayed silent once is still asked, but waited for only while answers are too few:
-    otherwise one dead site would cost every round its whole timeout.
+    A site that stayed silent once is still asked, but waited for only once it has taken the task,
+    or while answers are too few: otherwise one dead site would cost every round its whole timeout.
     """
 
     def __init__(self, controller: Controller, min_sites: int) -> None:
@@ -115,21 +115,28 @@ class Inquiry:
         while task.completion_status is None:
             if live.abort_signal.triggered:
                 self.controller.cancel_task(task)
-                raise RunAbortedError("the job was aborted")
+                raise self._aborted(sites)
             if self._is_done(answers, sites) or time.monotonic() - began > timeout_seconds:
                 self.controller.cancel_task(task)
                 break
             time.sleep(POLL_SECONDS)
         if live.abort_signal.triggered:
-            raise RunAbortedError("the job was aborted")
+            raise self._aborted(sites)
         answers.seconds = time.monotonic() - began
         self._note_silence(answers, sites, timeout_seconds)
         return answers
 
+    def _aborted(self, sites: Sequence[str]) -> RunAbortedError:
+        """FLARE aborts a job itself where fewer sites than the quorum are left."""
+        lost = sorted(s for s in sites if self.controller.get_client_disconnect_time(s))
+        left = f" after FLARE lost {', '.join(lost)}" if lost else ""
+        return RunAbortedError(f"the job was aborted{left}")
+
     def _is_done(self, answers: Answers, sites: Sequence[str]) -> bool:
         answered = answers.answered
         gone = {s for s in sites if self.controller.get_client_disconnect_time(s)}
-        waiting = set(sites) - answered - self.silent - gone
+        asleep = self.silent - answers.bytes_down.keys()
+        waiting = set(sites) - answered - asleep - gone
         if waiting:
             return False
         lagging = set(sites) - answered - gone

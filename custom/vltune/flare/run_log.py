@@ -5,6 +5,7 @@ each site, and one `{"event": "round", ...}` for each round. Metrics of round N 
 global model after N rounds. rounds.json is the state of the whole run, replaced atomically.
 """
 
+import errno
 import json
 import math
 import os
@@ -14,25 +15,37 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vltune.files import write_json_atomic
+from vltune.files import OutputError, write_bytes_atomic, write_json_atomic
 
 METRICS_FILE = "metrics.jsonl"
 STATE_FILE = "rounds.json"
+RESERVE_FILE = ".reserve"
+RESERVE_BYTES = 1 << 18
 SCHEMA_VERSION = 1
 
 
 def append_json_lines(path: Path, records: list[dict[str, Any]]) -> None:
-    """Append whole lines with one write, so that a reader never sees half a record."""
+    """Append whole lines with one write, so that a reader never sees half a record.
+
+    Raises:
+        OutputError: The disk is full; nothing of the lines is left in the file.
+    """
     if not records:
         return
     text = "".join(
         json.dumps(_finite(record), ensure_ascii=False, allow_nan=False) + "\n"
         for record in records
     )
+    content = text.encode()
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    size = os.fstat(handle).st_size
     try:
-        os.write(handle, text.encode())
+        if os.write(handle, content) < len(content):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         os.fsync(handle)
+    except OSError as error:
+        os.ftruncate(handle, size)
+        raise OutputError(f"cannot write {path}: {error.strerror}. Free space.") from error
     finally:
         os.close(handle)
 
@@ -47,7 +60,7 @@ def _finite(value: Any) -> Any:
 
 
 class RunLog:
-    """The run's records in the server's folder.
+    """The run's records in the server's folder, and a reserve of its disk for the last of them.
 
     Args:
         folder: The server's app folder of this job.
@@ -67,6 +80,7 @@ class RunLog:
             **state,
         }
         folder.mkdir(parents=True, exist_ok=True)
+        write_bytes_atomic(folder / RESERVE_FILE, bytes(RESERVE_BYTES))
         self.save()
 
     def save(self) -> None:
@@ -77,6 +91,11 @@ class RunLog:
         """Set keys of the state and save it."""
         self.state.update(values)
         self.save()
+
+    def end(self, **values: Any) -> None:
+        """Set the last keys; there is room for them on a full disk too."""
+        (self.folder / RESERVE_FILE).unlink(missing_ok=True)
+        self.update(**values)
 
     def phase(self, name: str, seconds: float) -> None:
         """Add wall time to a phase."""

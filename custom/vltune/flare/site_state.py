@@ -55,8 +55,9 @@ class SiteState:
         except OSError as error:
             os.close(self._lock)
             raise SiteStateError(
-                f"another process works as site {site_name!r} in this run. Two sites cannot have "
-                "the same name: rename one in FLARE's project.yml."
+                f"another process works as site {site_name!r} in this run. Either the run was "
+                "resumed while a job of it still runs: wait for that one or abort it; or two sites "
+                "have the same name: rename one in FLARE's project.yml."
             ) from error
 
     def close(self) -> None:

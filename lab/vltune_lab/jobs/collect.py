@@ -75,7 +75,9 @@ def collect(server: Path, run_folder: Path, wall_seconds: float | None = None) -
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    """Whole lines only: a server that dies may leave half of one."""
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
 def merge_lines(

@@ -1,21 +1,18 @@
 """`python jobs/<job>/job.py`: resolve, run in an environment, say what happens, bring it home."""
 
 import argparse
-import json
 import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from vltune.config import ConfigError, apply_overrides
+from vltune.config import ConfigError
 from vltune.files import write_json_atomic
-from vltune.flare.persistor import round_file
 from vltune_lab.jobs.collect import ADAPTERS, collect, read_state, summarise
 from vltune_lab.jobs.download import (
     FLARE_FOLDER,
@@ -25,55 +22,14 @@ from vltune_lab.jobs.download import (
     keep_logs,
 )
 from vltune_lab.jobs.follow import printer
-from vltune_lab.jobs.remote import DEFAULT_USER, open_session, run_remote
-from vltune_lab.jobs.resolve import Job, JobKind, resolve_job
+from vltune_lab.jobs.remote import DEFAULT_USER, run_remote, submitted_jobs
+from vltune_lab.jobs.resolve import JobKind, resolve_job
 from vltune_lab.jobs.simulate import RunFailedError, check_sites, simulate
+from vltune_lab.jobs.start import Options, Start, at_server, continue_run, new_name, new_run
 from vltune_lab.report.summary import write_summary
 
 if TYPE_CHECKING:
     from vltune.flare.recipe import FederatedRecipe
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to run a job.
-
-    Attributes:
-        environment: sim, poc or prod.
-        sites: Simulated sites; names, or None for those of the resumed run.
-        parallel: Simulated sites that work at the same time; default: all.
-        overrides: `key.sub=value`.
-        name: Name of the run; default: the job's name and the time.
-        out: Folder of all runs.
-        resume: A run folder to continue.
-        yaml: Another configuration than the job's own.
-        startup_kit: Admin's startup kit, for prod.
-        user: FLARE admin user.
-        config_only: Bring no code; sites have the package installed.
-    """
-
-    environment: str = "sim"
-    sites: tuple[str, ...] = ()
-    parallel: int | None = None
-    overrides: tuple[str, ...] = ()
-    name: str = ""
-    out: Path = Path("runs")
-    resume: Path | None = None
-    yaml: Path | None = None
-    startup_kit: Path | None = None
-    user: str = DEFAULT_USER
-    config_only: bool = False
-
-
-@dataclass(frozen=True)
-class Start:
-    """A run that is ready to go."""
-
-    job: Job
-    run_folder: Path
-    sites: tuple[str, ...]
-    resume: dict[str, Any] | None = None
-    adapter: Path | None = None
 
 
 def run_job(kind: JobKind, options: Options, console: Console | None = None) -> Path:
@@ -97,7 +53,10 @@ def run_job(kind: JobKind, options: Options, console: Console | None = None) -> 
         code = not options.config_only
         make_recipe(start.job, start.resume, start.adapter, with_code=code).export(folder)
         run = _simulated if options.environment == "sim" else _remote
-        server = run(start, options, Path(folder) / start.job["name"], console)
+        try:
+            server = run(start, options, Path(folder) / start.job["name"], console)
+        except RunFailedError as error:
+            raise RunFailedError(f"{error}\n{what_is_kept(start.run_folder)}") from error
     state = collect(server, start.run_folder, time.monotonic() - began)
     keep_logs(start.run_folder / FLARE_FOLDER)
     summary = summarise(start.job, state, start.run_folder, options.environment)
@@ -107,57 +66,16 @@ def run_job(kind: JobKind, options: Options, console: Console | None = None) -> 
     return start.run_folder
 
 
-def new_run(kind: JobKind, options: Options) -> Start:
-    """Resolve the job and choose a folder that does not exist yet."""
-    job = resolve_job(kind, options.overrides, yaml=options.yaml)
-    name = options.name or new_name(job["name"])
-    run_folder = options.out / name
-    if run_folder.exists():
-        raise ConfigError(
-            f"{run_folder} exists. Choose another --name, or continue it: --resume {run_folder}."
-        )
-    return Start(job, run_folder, options.sites)
-
-
-def new_name(begin: str) -> str:
-    """A name with the time, for a run that was given none."""
-    return f"{begin}-{time.strftime('%Y%m%d-%H%M%S')}"
-
-
-def continue_run(kind: JobKind, options: Options) -> Start:
-    """Find where a run stopped; its job is the one it started with, `--set` on top.
-
-    Raises:
-        ConfigError: The folder holds no run, or nothing of it can be continued.
-    """
-    assert options.resume is not None  # the caller's case
-    run_folder = options.resume
-    record = run_folder / JOB_RECORD
-    if not record.exists():
-        raise ConfigError(f"{run_folder}: holds no {JOB_RECORD}; give the folder of a run.")
-    content = json.loads(record.read_text())
+def what_is_kept(run_folder: Path) -> str:
+    """What a run that failed has completed, and how to go on."""
     bring_home_what_is_left(run_folder)
-    state = read_state(run_folder)
-    done = state.get("completed_rounds", -1)
-    adapter = run_folder / ADAPTERS / round_file(done)
-    if not adapter.exists():
-        raise ConfigError(f"{run_folder}: no global adapter to continue from; start a new run.")
-    job = apply_overrides(content["job"], options.overrides)
-    if kind.check is not None:
-        kind.check(job)
-    rounds = job["federation"]["rounds"]
-    if done >= rounds:
-        raise ConfigError(
-            f"{run_folder}: all {rounds} rounds are done. Ask for more: --set federation.rounds=N."
-        )
-    metric = job["federation"].get("metric", "mAP")
-    best = state.get("best") or {}
-    resume = {
-        "run_id": state["run_id"],
-        "start_round": done,
-        "best": float(best.get(metric, -1.0)),  # of another metric there is none yet
-    }
-    return Start(job, run_folder, options.sites or tuple(content["sites"]), resume, adapter)
+    flare = run_folder / FLARE_FOLDER
+    if any(not (flare / job_id).exists() for job_id in submitted_jobs(flare)):
+        return f"What is complete lies at the server; continue with --resume {run_folder}."
+    done = read_state(run_folder).get("completed_rounds", 0)
+    if not (run_folder / ADAPTERS).exists():
+        return "No round is complete; start again."
+    return f"{done} complete rounds are kept; continue with --resume {run_folder}."
 
 
 def make_recipe(
@@ -187,18 +105,15 @@ def _simulated(start: Start, options: Options, job_folder: Path, console: Consol
 
 
 def _remote(start: Start, options: Options, job_folder: Path, console: Console) -> Path:
-    session, server = open_session(options.environment, options.startup_kit, options.user)
-    try:
+    with at_server(options) as (session, server):
         return run_remote(
             session,
             job_folder,
             start.run_folder / FLARE_FOLDER,
             server=server,
             on_round=printer(console, start.job["federation"]["rounds"]),
-            on_submit=lambda job_id: console.print(f"FLARE job {job_id}", highlight=False),
+            say=lambda text: console.print(text, highlight=False),
         )
-    finally:
-        session.close()
 
 
 def parse(arguments: Sequence[str], description: str) -> argparse.Namespace:

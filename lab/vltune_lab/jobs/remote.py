@@ -1,37 +1,24 @@
 """Run an exported job on a started FLARE system (POC or production) and download its results."""
 
+import contextlib
 import json
-import time
-from collections.abc import Callable
+import logging
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from vltune.config import ConfigError, read_mapping
+from vltune.files import write_json_atomic
 from vltune.flare.run_log import METRICS_FILE, STATE_FILE
 from vltune_lab.jobs.follow import Follower, Record
 from vltune_lab.jobs.simulate import RunFailedError
+from vltune_lab.jobs.watch import Session, Watch, is_at_work
 
-POLL_SECONDS = 1.0
+SUBMITTED_FILE = "submitted.json"
+"""In a run's folder for FLARE: the ids of its jobs, so that what they left can be fetched later."""
+COMPLETED = "FINISHED:COMPLETED"
 DEFAULT_USER = "admin@nvidia.com"
-
-
-class Session(Protocol):
-    """The part of FLARE's admin session that is used here."""
-
-    def submit_job(self, job_definition_path: str) -> str:
-        """Upload a job; returns its id."""
-
-    def get_job_meta(self, job_id: str) -> dict[str, Any]:
-        """What the server knows of a job, its status among it."""
-
-    def download_job_result(self, job_id: str, destination: str) -> str:
-        """Download a job's result; returns the folder."""
-
-    def abort_job(self, job_id: str) -> None:
-        """End a job."""
-
-    def close(self) -> None:
-        """Leave."""
 
 
 def open_session(
@@ -52,6 +39,8 @@ def open_session(
     """
     from nvflare.fuel.flare_api.flare_api import new_secure_session
 
+    # What goes wrong is told in our own words; FLARE's log would repeat it every second.
+    logging.getLogger("nvflare").addHandler(logging.NullHandler())
     server = None
     if environment == "poc" and startup_kit is None:
         folder = poc_folder()
@@ -95,7 +84,7 @@ def run_remote(
     *,
     server: Path | None,
     on_round: Callable[[Record], None],
-    on_submit: Callable[[str], None],
+    say: Callable[[str], None],
 ) -> Path:
     """Submit, wait, download; returns the downloaded folder of the server.
 
@@ -105,36 +94,101 @@ def run_remote(
         destination: Where the download goes.
         server: The server's folder where it can be read, to follow the rounds.
         on_round: Called with each round's record.
-        on_submit: Called with FLARE's job id.
+        say: Called with what the user should know: FLARE's job id, sites that came too late.
 
     Raises:
-        RunFailedError: The job did not complete.
+        RunFailedError: The job did not complete; the message is the cause.
     """
     job_id = session.submit_job(str(job_folder.absolute()))
-    on_submit(job_id)
+    write_json_atomic(destination / SUBMITTED_FILE, [*submitted_jobs(destination), job_id])
+    say(f"FLARE job {job_id}")
     follower = None
     if server is not None:
         follower = Follower(server / job_id / "app_server" / METRICS_FILE, on_round)
+    watch = Watch(session, job_id, follower.poll if follower else lambda: None)
     try:
-        status = _wait(session, job_id, follower)
+        status = watch.until_finished()
     except KeyboardInterrupt:
         session.abort_job(job_id)
         raise
-    location = session.download_job_result(job_id, str(destination))
-    found = sorted(Path(location).rglob(STATE_FILE)) if location else []
-    if not found:
+    found = fetch(session, job_id, destination, server)
+    if found is None:
         raise RunFailedError(f"job {job_id} ended with {status}; its download holds no results")
-    if status != "FINISHED:COMPLETED":
-        reason = json.loads(found[0].read_text()).get("reason")
-        raise RunFailedError(f"job {job_id} ended with {status}: {reason}. Downloaded: {location}")
-    return found[0].parent
+    state = json.loads((found / STATE_FILE).read_text())
+    if state["status"] != "completed":
+        raise RunFailedError(f"{cause(state)}\nFLARE: job {job_id} {status}. Downloaded: {found}")
+    if status != COMPLETED:
+        say(f"FLARE calls the job {status}, since a site was lost; the run itself is complete")
+    for site in late_sites(session, state):
+        say(f"{site} connected after the start and did not take part; it joins with --resume")
+    return found
 
 
-def _wait(session: Session, job_id: str, follower: Follower | None) -> str:
-    while True:
-        status = str(session.get_job_meta(job_id).get("status", ""))
-        if follower is not None:
-            follower.poll()
-        if status.startswith("FINISHED"):
-            return status
-        time.sleep(POLL_SECONDS)
+def submitted_jobs(destination: Path) -> list[str]:
+    """FLARE's ids of the jobs of a run."""
+    path = destination / SUBMITTED_FILE
+    jobs: list[str] = json.loads(path.read_text()) if path.exists() else []
+    return jobs
+
+
+def fetch(session: Session, job_id: str, destination: Path, server: Path | None) -> Path | None:
+    """Download a job's result; returns the server's folder in it, or None where nothing is left.
+
+    A server that was killed has archived nothing: its own folder is read where that is possible.
+    """
+    home = destination / job_id
+    if not home.exists():
+        try:
+            session.download_job_result(job_id, str(destination))
+        except Exception:  # noqa: BLE001 - FLARE deleted or never archived it
+            home.mkdir(parents=True, exist_ok=True)
+    left = server / job_id / "app_server" if server else None
+    if left is not None and left.is_dir() and not list(home.rglob(STATE_FILE)):
+        shutil.copytree(left, home / "left_at_server", dirs_exist_ok=True)
+    return next((path.parent for path in sorted(home.rglob(STATE_FILE))), None)
+
+
+def fetch_earlier(session: Session, destination: Path, server: Path | None) -> None:
+    """Fetch what earlier jobs of a run left at the server.
+
+    Raises:
+        ConfigError: One of them still runs.
+    """
+    for job_id in submitted_jobs(destination):
+        if (destination / job_id).exists():
+            continue
+        try:
+            status = str(session.get_job_meta(job_id).get("status", ""))
+        except Exception:  # noqa: BLE001 - FLARE knows it no more
+            status = ""
+        if status and not status.startswith("FINISHED"):
+            if status != "RUNNING" or is_at_work(session, job_id):
+                raise ConfigError(
+                    f"job {job_id} of this run is {status}. Wait for its end, or abort it "
+                    f"(nvflare job abort {job_id}); then resume."
+                )
+            # A server that was restarted calls the job RUNNING for ever and cannot abort it.
+            with contextlib.suppress(Exception):
+                session.abort_job(job_id)
+                Watch(session, job_id, lambda: None).until_finished()
+        fetch(session, job_id, destination, server)
+
+
+def cause(state: Mapping[str, Any]) -> str:
+    """Why a run did not complete."""
+    if state["status"] == "running":
+        return (
+            "the server's process of the job ended without a word after "
+            f"{state['completed_rounds']} complete rounds: killed, or out of memory. The server's "
+            "log may say more."
+        )
+    return str(state.get("reason") or f"the run ended {state['status']}")
+
+
+def late_sites(session: Session, state: Mapping[str, Any]) -> list[str]:
+    """Sites that are connected now but were not when the job began."""
+    try:
+        connected = {client.name for client in session.get_system_info().client_info}
+    except Exception:  # noqa: BLE001 - the run is complete; nothing is lost but this remark
+        return []
+    return sorted(connected - state["sites"].keys() - state["left_out"].keys())

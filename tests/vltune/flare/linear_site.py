@@ -1,7 +1,9 @@
 """A real participant without images: a linear multi-label model on numbers read from a file.
 
 Shared: weight (C, D) and bias (C,). Personal: offset (D,), added to the inputs of this site. The
-job's `trouble` ({site: [round, kind]}) makes a site misbehave, to test what the others see of it.
+job's `trouble` ({site: [round, kind]}, or a list of such pairs) makes a site misbehave, to test
+what the others see of it; `pace_seconds` makes a round last that long, and `training.txt` in the
+state folder names it.
 """
 
 import hashlib
@@ -67,6 +69,8 @@ class LinearSite:
         self, shared: dict[str, Tensor], round_number: int, should_stop: ShouldStop
     ) -> LocalUpdate:
         self._trouble(round_number, should_stop)
+        (self.state / "training.txt").write_text(f"{round_number}")
+        _wait(self.job.get("pace_seconds", 0.0), should_stop)
         weight, bias = shared["weight"].clone(), shared["bias"].clone()
         generator = torch_generator(derive_seed(self.job["seed"], self.name, round_number))
         losses = []
@@ -100,8 +104,9 @@ class LinearSite:
         return torch.tensor(content["x"]), torch.tensor(content["y"])
 
     def _kind(self, round_number: int) -> str:
-        when, kind = self.job.get("trouble", {}).get(self.name, [-2, ""])
-        return str(kind) if when == round_number else ""
+        given = self.job.get("trouble", {}).get(self.name, [])
+        pairs = [given] if given and isinstance(given[0], int) else given
+        return next((str(kind) for when, kind in pairs if when == round_number), "")
 
     def _trouble(self, round_number: int, should_stop: ShouldStop = lambda: False) -> None:
         kind = self._kind(round_number)
@@ -112,10 +117,9 @@ class LinearSite:
         if kind == "value":
             raise ParameterError(f"{self.site.train.annotations}: row 3 is wrong. Mend it.")
         if kind == "slow":
-            for _ in range(600):
-                if should_stop():
-                    raise TrainingStopped("stopped while slow")
-                time.sleep(0.05)
+            _wait(self.job.get("slow_seconds", 30.0), should_stop)
+        if kind == "allocate":
+            torch.ones(1 << 50)
 
     def _spoil(self, tensors: dict[str, Tensor], round_number: int) -> dict[str, Tensor]:
         kind = self._kind(round_number)
@@ -128,6 +132,14 @@ class LinearSite:
         if kind == "huge":
             tensors["weight"] = tensors["weight"] * 1e6
         return tensors
+
+
+def _wait(seconds: float, should_stop: ShouldStop) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if should_stop():
+            raise TrainingStopped("stopped while slow")
+        time.sleep(0.02)
 
 
 def build_participant(

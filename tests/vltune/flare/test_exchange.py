@@ -1,3 +1,4 @@
+import errno
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +127,30 @@ def test_an_error_of_ours_keeps_its_text_without_paths_and_files() -> None:
 def test_the_text_of_a_foreign_error_stays(error: Exception) -> None:
     assert "4711" not in public_message(error)
     assert type(error).__name__ in public_message(error)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(errno.ENOSPC, "full", "/data/ward 7/4711.png"), "No space left on device"),
+        (FileNotFoundError(errno.ENOENT, "gone", "/data/4711.png"), "No such file"),
+        (MemoryError("4711"), "out of memory at this site"),
+        (torch.OutOfMemoryError("CUDA out of memory: 4711"), "out of memory at this site"),
+    ],
+)
+def test_what_the_system_ran_out_of_is_told_without_the_file(error: Exception, told: str) -> None:
+    text = public_message(error)
+    assert told in text
+    assert "4711" not in text
+
+
+def test_an_allocation_that_fails_is_told_from_other_errors_of_torch() -> None:
+    with pytest.raises(RuntimeError) as failed:
+        torch.ones(1 << 50)
+    assert "out of memory" in public_message(failed.value)
+    with pytest.raises(RuntimeError) as failed:
+        torch.ones(2) @ torch.ones(3)
+    assert "memory" not in public_message(failed.value)
 
 
 def test_a_failed_task_says_why() -> None:

@@ -20,16 +20,19 @@ MESSAGE = task_message("run", 2, None, 0, 1)
 
 
 class Flare:
-    """Sites answer after `delays[site]` seconds, or never."""
+    """Sites answer after `delays[site]` seconds, or never; some do not even take the task."""
 
     def __init__(self, delays: dict[str, float | None]) -> None:
         self.delays = delays
         self.dead: set[str] = set()
+        self.asleep: set[str] = set()
         self.replies: dict[str, Shareable] = {}
 
     def broadcast(self, task: Any, fl_ctx: Any, targets: list[str], min_responses: int) -> None:
         for site in targets:
             answer = SimpleNamespace(client=SimpleNamespace(name=site), task=task)
+            if site in self.asleep:
+                continue
             task.after_task_sent_cb(answer, fl_ctx)
             delay = self.delays[site]
             if delay is not None:
@@ -60,11 +63,18 @@ def test_a_silent_site_costs_one_timeout_and_then_nothing() -> None:
     first = inquiry.ask("train", MESSAGE, ["a", "b"], 0.3, live())
     assert 0.3 <= first.seconds < 1
     assert "no answer within 0.3 s" in first.failed["b"]
+    flare.asleep = {"b"}
     second = inquiry.ask("train", MESSAGE, ["a", "b"], 0.3, live())
     assert second.seconds < 0.2
     assert "silent before" in second.failed["b"]
-    flare.delays["b"] = 0.0
-    flare.delays["a"] = 0.1
+
+
+def test_a_silent_site_that_takes_a_task_again_is_waited_for() -> None:
+    """Such as one whose link was cut: it must not lose every race against the others."""
+    flare = Flare({"a": 0.0, "b": None})
+    inquiry = Inquiry(flare, 1)
+    inquiry.ask("train", MESSAGE, ["a", "b"], 0.1, live())
+    flare.delays["b"] = 0.2
     third = inquiry.ask("train", MESSAGE, ["a", "b"], 0.3, live())
     assert set(third.models) == {"a", "b"}
     assert inquiry.silent == set()
