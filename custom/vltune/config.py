@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 import yaml
 
+from vltune.yaml_reader import read_yaml
+
 T = TypeVar("T")
 
 
@@ -24,13 +26,14 @@ def read_mapping(path: Path) -> dict[str, Any]:
         ConfigError: The file is missing, is not YAML, or holds no mapping.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = read_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(
             f"{path}: no such file. Give the path of an existing configuration."
         ) from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
+    # A path with a zero byte is a ValueError, as bytes that are not UTF-8 are.
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read as YAML: {error}. Correct the file.") from error
     if not isinstance(content, dict):
         raise ConfigError(
             f"{path}: expected a mapping of keys at the top, got {type(content).__name__}"
@@ -67,7 +70,7 @@ def apply_overrides(mapping: Mapping[str, Any], overrides: Sequence[str]) -> dic
                 )
             node = child
         try:
-            node[last] = yaml.safe_load(text)
+            node[last] = read_yaml(text)
         except yaml.YAMLError as error:
             raise ConfigError(f"override {override!r}: {text!r} is not a YAML value") from error
     return result
@@ -176,9 +179,13 @@ def _convert_scalar(hint: Any, value: Any, source: str) -> Any:
     if hint is Any:
         return value
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        if math.isnan(value):
+        try:
+            number = float(value)
+        except OverflowError:
+            raise ConfigError(f"{source}: expected a number that a float can hold") from None
+        if math.isnan(number):
             raise ConfigError(f"{source}: expected a number, got NaN")
-        return float(value)
+        return number
     if hint is float and isinstance(value, str):
         # YAML 1.1 reads 1e-3 (no dot) as a string.
         try:

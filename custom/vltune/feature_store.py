@@ -114,7 +114,14 @@ class FeatureStore:
 
     def recover(self) -> dict[bytes, int]:
         """Read the index; cut off what a crash left half done. Needs the lock."""
-        if json.loads((self.folder / "meta.json").read_text(encoding="utf-8")) != self._meta:
+        try:
+            known = json.loads((self.folder / "meta.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise FeatureCacheError(
+                f"{self.folder}: meta.json cannot be read ({type(error).__name__}); delete the "
+                "folder"
+            ) from error
+        if known != self._meta:
             raise FeatureCacheError(
                 f"{self.folder}: meta.json is not that of this backbone; delete the folder"
             )

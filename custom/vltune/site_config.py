@@ -64,20 +64,38 @@ def read_site_config(path: Path) -> AnySiteConfig:
     Raises:
         ConfigError: Missing file, unknown or missing key, wrong type or value.
     """
-    path = path.expanduser().absolute()
+    path = _own(path).absolute()
     mapping = read_mapping(path)
     kind = mapping.get("data", "multilabel")
     if not isinstance(kind, str) or kind not in _KINDS:
         raise ConfigError(f"{path}: data: expected one of {', '.join(_KINDS)}, got {kind!r}")
     config: AnySiteConfig = from_mapping(_KINDS[kind], mapping, str(path))
-    resolved: AnySiteConfig = _absolute(config, path.parent)
+    try:
+        resolved: AnySiteConfig = _absolute(config, path.parent)
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from error
     return resolved
+
+
+def _own(path: Path) -> Path:
+    """Put the home folder in the place of `~`.
+
+    Raises:
+        ConfigError: There is no such user, or the path has a zero byte or half a character.
+    """
+    try:
+        os.fsencode(path)
+        if "\x00" in str(path):
+            raise ValueError("a zero byte")
+        return path.expanduser()
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(f"{str(path)!r} is no path ({error}). Correct vltune_site.yaml.") from error
 
 
 def _absolute(config: Any, folder: Path) -> Any:
     """Join relative paths, in nested dataclasses too, to `folder`."""
     if isinstance(config, Path):
-        return folder / config.expanduser()
+        return folder / _own(config)
     if isinstance(config, tuple):
         return tuple(_absolute(item, folder) for item in config)
     if isinstance(config, dict):

@@ -39,8 +39,9 @@ class BackboneConfig:
     Attributes:
         model: An open_clip architecture such as ``ViT-B-16``. With a folder as weights any label is
             allowed; a label that names an architecture must agree with the folder's.
-        weights: A ``.safetensors`` or ``.pt`` file, a folder with ``open_clip_config.json`` and
-            ``open_clip_model.safetensors``, or a pretrained tag of open_clip.
+        weights: A ``.safetensors`` file (``.pt`` too where `sha256` names it), a folder with
+            ``open_clip_config.json`` and ``open_clip_model.safetensors``, or a pretrained tag of
+            open_clip.
         sha256: Expected hash of the weights file; empty: not compared.
     """
 
@@ -120,7 +121,7 @@ def _with_folder_config(path: Path, model: str) -> Checkpoint:
         raise BackboneError(
             f"{source.resolve()}: no such file. Weights in a folder need open_clip's configuration."
         ) from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise BackboneError(
             f"{source}: expected JSON with model_cfg and preprocess_cfg: {error!r}"
         ) from error
@@ -224,5 +225,8 @@ def is_openai_archive(path: Path) -> bool:
     """Return whether `path` is a TorchScript archive, the format of OpenAI's own files."""
     if not zipfile.is_zipfile(path):
         return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("constants.pkl") for name in archive.namelist())
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("constants.pkl") for name in archive.namelist())
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
+        return False

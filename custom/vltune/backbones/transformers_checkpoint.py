@@ -80,7 +80,7 @@ def read_json(source: str, name: str, family: Family) -> dict[str, Any]:
 
             path = Path(hf_hub_download(source, name))
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BackboneError(
             f"{path}: cannot be read ({error}). A {family.name} checkpoint has config.json and "
             f"{PREPROCESSOR}; without network give a local folder."
@@ -121,7 +121,11 @@ def load_native(
 
     try:
         model, report = build(
-            source, dtype="float32", output_loading_info=True, trust_remote_code=False
+            source,
+            dtype="float32",
+            output_loading_info=True,
+            trust_remote_code=False,
+            use_safetensors=True,  # the other format is a pickle
         )
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:

@@ -4,14 +4,12 @@ open_clip interpolates positions of another length without a word; here every di
 file and model is an error.
 """
 
-import pickle
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -21,12 +19,22 @@ _OPENAI_SCALARS = ("input_resolution", "context_length", "vocab_size")
 _MESSAGE_KEYS = 4
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a ``.safetensors`` file, a ``.pt`` state dict or OpenAI's archive.
+def read_state(path: Path, *, is_known: bool = False) -> dict[str, Tensor]:
+    """Read the tensors of a ``.safetensors`` file; of a known file, a ``.pt`` or OpenAI's archive.
+
+    Args:
+        path: The file.
+        is_known: Its SHA-256 was compared. Other formats than safetensors are pickles and programs
+            for torch to run; torch's own restrictions of them have been broken before.
 
     Raises:
-        BackboneError: The file is damaged or holds no state dict.
+        BackboneError: Not safetensors and not known, damaged, or no state dict.
     """
+    if path.suffix != ".safetensors" and not is_known:
+        raise BackboneError(
+            f"{path}: is no .safetensors file, and other formats may hold code. Convert it, or name "
+            "the file's SHA-256 as the job's backbone.sha256 to say that you know it."
+        )
     try:
         if path.suffix == ".safetensors":
             state: Any = load_file(path)
@@ -35,7 +43,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
             state = state.get("state_dict", state) if isinstance(state, dict) else state
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
+    # A damaged file makes torch's readers raise nearly anything.
+    except Exception as error:
         raise BackboneError(
             f"{path}: cannot be read as a checkpoint ({error}). Copy it again; compare its SHA-256."
         ) from error

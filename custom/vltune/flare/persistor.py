@@ -68,7 +68,9 @@ def read_adapter(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
         tensors = load(content)
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         facts = json.loads(header["__metadata__"][_METADATA])
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        if not isinstance(facts, dict):
+            raise TypeError("facts are no object")
+    except (OSError, SafetensorError, LookupError, TypeError, ValueError, RuntimeError) as error:
         raise AdapterFileError(
             f"{path}: cannot be read as a global adapter ({type(error).__name__}). Give a "
             "global_adapter file that a VLTune run wrote."

@@ -10,6 +10,7 @@ import os
 import re
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -78,9 +79,21 @@ class SiteState:
             old.unlink()
 
     def before(self, round_number: int) -> dict[str, Tensor]:
-        """The newest personal tensors from a round before `round_number`; empty without any."""
+        """The newest personal tensors from a round before `round_number`; empty without any.
+
+        Raises:
+            SiteStateError: The file is damaged.
+        """
         earlier = [path for number, path in self._files() if number < round_number]
-        return load_file(earlier[-1]) if earlier else {}
+        if not earlier:
+            return {}
+        try:
+            return load_file(earlier[-1])
+        except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
+            raise SiteStateError(
+                f"{earlier[-1]}: damaged ({type(error).__name__}). Delete the file: this site then "
+                "continues from the round before, or from the start."
+            ) from error
 
     def _files(self) -> list[tuple[int, Path]]:
         return sorted(

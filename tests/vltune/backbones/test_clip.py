@@ -208,7 +208,8 @@ def test_weights_may_be_half_precision_or_a_state_dict_in_either_layout(
     text = ("transformer.", "token_emb", "positional", "ln_final", "text_proj")
     renamed = {f"module.text.{k}" if k.startswith(text) else f"module.{k}": state[k] for k in state}
     torch.save({"epoch": 3, "state_dict": renamed}, folder / "checkpoint.pt")
-    actual = load_clip(BackboneConfig("tiny", str(folder / "checkpoint.pt")))
+    pickled = folder / "checkpoint.pt"
+    actual = load_clip(BackboneConfig("tiny", str(pickled), sha256_file(pickled)))
     assert actual.fingerprint == expected.fingerprint
     assert next(actual.model.parameters()).dtype == torch.float32
 
@@ -231,7 +232,7 @@ def test_openai_archive_is_read_with_quick_gelu_and_openai_pixels(tmp_path: Path
     checkpoint = locate(BackboneConfig("ViT-B-16", str(path)))
     assert checkpoint.model_cfg["quick_gelu"] is True
     assert checkpoint.preprocess["mean"] == pytest.approx((0.48145466, 0.4578275, 0.40821073))
-    torch.testing.assert_close(read_state(path)["weight"], model.weight.detach())
+    torch.testing.assert_close(read_state(path, is_known=True)["weight"], model.weight.detach())
 
 
 # --- everything that must not end in random weights
@@ -319,12 +320,32 @@ def test_truncated_and_unpicklable_files(clip_folder: Folder) -> None:
     (folder / WEIGHTS).write_bytes(content[: len(content) // 2])
     with pytest.raises(BackboneError, match="cannot be read as a checkpoint"):
         load(folder)
-    (folder / "weights.pt").write_bytes(b"not a pickle")
+    pickled = folder / "weights.pt"
+    pickled.write_bytes(b"not a pickle")
     with pytest.raises(BackboneError, match="cannot be read as a checkpoint"):
-        load_clip(BackboneConfig("tiny", str(folder / "weights.pt")))
-    torch.save([torch.zeros(1)], folder / "weights.pt")
+        load_clip(BackboneConfig("tiny", str(pickled), sha256_file(pickled)))
+    torch.save([torch.zeros(1)], pickled)
     with pytest.raises(BackboneError, match="expected a state dict"):
-        load_clip(BackboneConfig("tiny", str(folder / "weights.pt")))
+        load_clip(BackboneConfig("tiny", str(pickled), sha256_file(pickled)))
+
+
+class Canary:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+def test_a_pickle_is_refused_and_where_its_hash_is_named_runs_no_code(clip_folder: Folder) -> None:
+    folder = clip_folder()
+    pickled, canary = folder / "weights.pt", folder / "canary"
+    torch.save({"weight": Canary(canary)}, pickled)
+    with pytest.raises(BackboneError, match="other formats may hold code"):
+        load_clip(BackboneConfig("tiny", str(pickled)))
+    with pytest.raises(BackboneError, match="cannot be read as a checkpoint"):
+        load_clip(BackboneConfig("tiny", str(pickled), sha256_file(pickled)))
+    assert not canary.exists()
 
 
 @pytest.mark.parametrize(

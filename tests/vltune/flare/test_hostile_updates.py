@@ -1,0 +1,190 @@
+"""Ten thousand hostile answers into the server's path: inbox, aggregator, mean, records."""
+
+import json
+import math
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hostile_updates import EXAMPLES, ROUND, SHAPES, Mutator, honest_update
+from nvflare.apis.fl_constant import ReturnCode
+
+from vltune.flare.aggregator import RejectedUpdateError, ValidatingAggregator
+from vltune.flare.exchange import SITE_METRICS
+from vltune.flare.inquiry import Answers
+from vltune.flare.round_record import Measured, measurement, metrics_of, training
+from vltune.flare.run_log import RunLog
+from vltune.parameters import LocalUpdate
+
+GLOBAL = {name: torch.zeros(shape) for name, shape in SHAPES.items()}
+SITES = 8
+MAX_NORM = 1000.0
+GROWTH_BYTES = 300_000_000
+MAX_REASON = 1100
+"""Longest text of a refusal that the records keep, with the site's name."""
+
+
+def is_count(value: Any, least: int, most: int = 10**9) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def is_number(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return -1e300 <= value <= 1e300 or value != value
+
+
+def is_tensor(value: Any, shape: tuple[int, ...]) -> bool:
+    return (
+        isinstance(value, np.ndarray)
+        and value.dtype == np.dtype("=f4")
+        and value.shape == shape
+        and bool(np.isfinite(np.asarray(value)).all())
+    )
+
+
+def are_histograms(value: Any) -> bool:
+    """The rules of `vltune.histograms`, one interval after the other."""
+    names = {"class_offsets", "lows", "highs", "positives", "negatives"}
+    if value == {}:
+        return True
+    if not set(value) - {"average_precisions"} == names:
+        return False
+    if not all(isinstance(a, np.ndarray) and a.dtype == np.int32 and a.ndim == 1
+               for a in value.values()):  # fmt: skip
+        return False
+    lists = {name: array.tolist() for name, array in value.items()}
+    offsets = lists["class_offsets"]
+    ends = [len(lists[name]) for name in ("lows", "highs", "positives", "negatives")]
+    if not offsets or offsets[0] != 0 or offsets != sorted(offsets) or set(ends) != {offsets[-1]}:
+        return False
+    for start, stop in zip(offsets, offsets[1:], strict=False):
+        last = 2**30
+        for n in range(start, stop):
+            low, high = lists["lows"][n], lists["highs"][n]
+            counts = lists["positives"][n], lists["negatives"][n]
+            if not 0 <= low <= high < last or min(counts) < 0 or sum(counts) == 0:
+                return False
+            last = low
+        images = sum(lists["positives"][start:stop]) + sum(lists["negatives"][start:stop])
+        if stop > start and (not any(lists["positives"][start:stop]) or images > 10**6):
+            return False
+    reported = lists.get("average_precisions")
+    return reported is None or (
+        len(reported) == len(offsets) - 1 and all(-1 <= value <= 1000 for value in reported)
+    )
+
+
+def is_valid(message: Any) -> bool:
+    """What the protocol allows, said a second time and without the code under test."""
+    if not isinstance(message, dict):
+        return False
+    try:
+        headers, content = message["__headers__"], message["DXO"]
+        meta, data, kind = content["meta"], content["data"], content["kind"]
+        metrics = meta.get("initial_metrics", {})
+        histograms = meta.get("histograms", {})
+        return bool(
+            headers.get("__rc__", ReturnCode.OK) == ReturnCode.OK
+            and is_count(headers["current_round"], ROUND, ROUND)
+            and not headers.get("submit_model_name")
+            and kind == "WEIGHTS"
+            and isinstance(data, dict)
+            and set(data) == set(SHAPES)
+            and all(is_tensor(data[name], shape) for name, shape in SHAPES.items())
+            and math.sqrt(sum(float((np.float64(v) ** 2).sum()) for v in data.values())) <= MAX_NORM
+            and is_count(meta["num_examples"], EXAMPLES, EXAMPLES)
+            and not meta.get("processed_algorithm")
+            and (metrics is None or isinstance(metrics, dict))
+            and all(key in SITE_METRICS and is_number(v) for key, v in (metrics or {}).items())
+            and isinstance(histograms, dict)
+            and are_histograms(histograms)
+        )
+    except Exception:
+        return False
+
+
+def judge(mutator: Mutator, count: int, folder: Path) -> tuple[dict[str, int], list[str]]:
+    """Feed `count` mutants as rounds of eight sites, one of them honest; returns what happened."""
+    tally = {"accepted": 0, "refused": 0, "unreadable": 0}
+    problems: list[str] = []
+    aggregator = ValidatingAggregator(max_update_norm=MAX_NORM)
+    number = 0
+    while number < count:
+        names = [f"site-{n}" for n in range(SITES)]
+        aggregator.start_round(ROUND, GLOBAL, dict.fromkeys(names, EXAMPLES))
+        answers, expected = Answers(), {}
+        mutants = {}
+        for name in names[1:]:
+            mutants[name] = mutator.mutant()
+            number += 1
+        answers.received(names[0], honest_update())
+        expected[names[0]] = honest_update()["DXO"]["data"]
+        for name, mutant in mutants.items():
+            if mutant.message is None:
+                tally["unreadable"] += 1
+                continue
+            if is_valid(mutant.message):
+                expected[name] = mutant.message["DXO"]["data"]
+            answers.received(name, mutant.message)
+        rejected = dict(answers.failed)
+        for name, model in sorted(answers.models.items()):
+            try:
+                aggregator.accept_model(model)
+            except RejectedUpdateError as error:
+                rejected[name] = str(error)
+        tally["accepted"] += len(aggregator.accepted) - 1
+        tally["refused"] += len(rejected)
+        for name in set(aggregator.accepted) ^ set(expected):
+            story = mutants[name].story if name in mutants else "the honest site"
+            problems.append(f"{name in expected=}: {rejected.get(name)!r:.200}; {story:.300}")
+        for name, reason in rejected.items():
+            if not reason.isprintable() or not 0 < len(reason) <= MAX_REASON:
+                problems.append(f"reason {reason[:200]!r}; {mutants[name].story}")
+        check_round(aggregator.accepted, aggregator.average(), answers, rejected, folder)
+    return tally, problems
+
+
+def check_round(
+    accepted: dict[str, LocalUpdate],
+    mean: dict[str, Any],
+    answers: Answers,
+    rejected: dict[str, str],
+    folder: Path,
+) -> None:
+    """The mean is that of the accepted, and the round can be written down."""
+    by_hand = np.mean([update.tensors["bias"].numpy() for update in accepted.values()], axis=0)
+    np.testing.assert_allclose(mean["bias"].numpy(), by_hand, rtol=1e-5, atol=1e-6)
+    assert all(bool(tensor.isfinite().all()) for tensor in mean.values())
+    measured = {
+        site: Measured(update.metrics, update.histograms, update.num_examples)
+        for site, update in accepted.items()
+    }
+    log = RunLog(folder, {})
+    log.site_metrics(ROUND, "train", metrics_of(measured, 1))
+    log.round_line(measurement(ROUND, measured) | training(measured, answers, rejected))
+
+
+@pytest.mark.parametrize(
+    "count",
+    [10_000],
+)
+def test_hostile_answers_are_refused_with_a_reason_and_cost_nobody_else(
+    count: int, tmp_path: Path
+) -> None:
+    canary = tmp_path / "canary"
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    began = time.process_time()
+    tally, problems = judge(Mutator(41, canary), count, tmp_path / "run")
+    seconds = time.process_time() - began
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    assert not problems, f"{len(problems)} of {count}:\n" + "\n".join(problems[:20])
+    assert not canary.exists()
+    assert grown < GROWTH_BYTES
+    assert sum(tally.values()) >= count
+    assert min(tally.values()) > count // 50, tally
+    print(json.dumps({**tally, "seconds": seconds, "grown": grown}))  # noqa: T201 - for people
