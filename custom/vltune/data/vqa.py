@@ -75,7 +75,7 @@ def _parse(files: VqaFiles) -> Iterator[Parsed]:
         answered = f"{files.annotations}: question {identity}"
         if annotation.get("image_id", image) != image:
             raise RecordError(
-                f"{answered}: image_id differs from the {image} of the questions file. Take both "
+                f"{answered}: image_id differs from that of the questions file. Take both "
                 "files from one release."
             )
         source = ImageFile(files.images / (pattern % image), where)

@@ -20,6 +20,7 @@ from vltune.compatibility import check_features, feature_of_filter, features_of
 from vltune.config import ConfigError, from_mapping
 from vltune.flare.exchange import ExchangeError, read_update, to_arrays
 from vltune.flare.federation import WeightBy
+from vltune.flare.failure import shown
 from vltune.histograms import HistogramError
 from vltune.lora_aggregation import aggregate
 from vltune.lora_contract import LoraContract
@@ -40,7 +41,10 @@ log = logging.getLogger(__name__)
 
 
 class RejectedUpdateError(ValueError):
-    """A site's update was refused; the round goes on without it."""
+    """A site's update was refused; the round goes on without it. The text is safe to log."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(shown(reason))
 
 
 class ValidatingAggregator(ModelAggregator):
@@ -128,7 +132,7 @@ class ValidatingAggregator(ModelAggregator):
             raise RejectedUpdateError("update without a sender")
         try:
             self._check_sender(site, model)
-            update = read_update(model, site)
+            update = read_update(model, site, sum(t.numel() for t in self._global.values()))
             self._check_values(site, update)
         except (ExchangeError, HistogramError, ParameterError) as error:
             raise RejectedUpdateError(str(error)) from error
@@ -145,12 +149,14 @@ class ValidatingAggregator(ModelAggregator):
             RejectedUpdateError: The message was processed.
         """
         algorithm = model.meta.get(MetaKey.PROCESSED_ALGORITHM)
-        if not algorithm:
+        if algorithm is None or isinstance(algorithm, str) and not algorithm:
             return
-        feature = feature_of_filter(str(algorithm))
+        if not isinstance(algorithm, str):
+            raise RejectedUpdateError(f"{site}: names a filter by a {type(algorithm).__name__}")
+        feature = feature_of_filter(algorithm)
         try:
             if self._lora is not None:
-                self._lora.require_linear(str(algorithm))
+                self._lora.require_linear(algorithm)
             if feature is not None:
                 check_features(self._features | {feature}, f"its filter {algorithm}")
         except (LoraError, ConfigError) as error:

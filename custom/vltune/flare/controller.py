@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vltune import __version__
 from vltune.config import from_mapping
-from vltune.flare.aggregator import RejectedUpdateError, ValidatingAggregator
+from vltune.flare.aggregator import ValidatingAggregator
 from vltune.flare.exchange import (
     TASK_PREPARE,
     TASK_TRAIN,
@@ -30,6 +30,7 @@ from vltune.flare.exchange import (
     to_arrays,
     to_tensors,
 )
+from vltune.flare.failure import refusal
 from vltune.flare.federation import FederationConfig, FederationError, sites_of_round
 from vltune.flare.inquiry import Answers, Inquiry, Live, RunAbortedError
 from vltune.flare.persistor import META_ROUND, AdapterPersistor, run_folder
@@ -184,8 +185,8 @@ class FederationController(Controller):
             try:
                 self._aggregator.refuse_processed(site, model)
                 handshakes[site] = read_handshake(model, site)
-            except (ValueError, TypeError) as error:
-                failed[site] = str(error)
+            except Exception as error:  # noqa: BLE001 - one site's answer must not end the run
+                failed[site] = refusal(error)
         live.run_log.phase("prepare", answers.seconds)
         live.run_log.update(
             left_out=failed, bytes_prepare={"up": answers.bytes_up, "down": answers.bytes_down}
@@ -239,8 +240,8 @@ class FederationController(Controller):
         for site in sorted(answers.models):
             try:
                 self._aggregator.accept_model(answers.models[site])
-            except RejectedUpdateError as error:
-                rejected[site] = str(error)
+            except Exception as error:  # noqa: BLE001 - one site's answer must not end the run
+                rejected[site] = refusal(error)
         return rejected
 
     def _validate(
@@ -255,8 +256,8 @@ class FederationController(Controller):
             try:
                 evaluation = read_evaluation(model, site)
                 measured[site] = Measured(evaluation.metrics, evaluation.histograms)
-            except ValueError as error:
-                failed[site] = str(error)
+            except Exception as error:  # noqa: BLE001 - one site's answer must not end the run
+                failed[site] = refusal(error)
         live.run_log.phase("validate", answers.seconds)
         live.run_log.update(
             not_measured_at_end=failed,

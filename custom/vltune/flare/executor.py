@@ -271,7 +271,7 @@ def read_job(path: Path) -> dict[str, Any]:
     """
     try:
         job = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ExecutorError(f"{path}: cannot be read as the job. Export the job again.") from error
     if not isinstance(job, dict):
         raise ExecutorError(f"{path}: expected an object, got {type(job).__name__}")

@@ -15,8 +15,8 @@ from nvflare.app_common.abstract.fl_model import FLModel
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
 from vltune.flare.aggregator import META_SITE
-from vltune.flare.exchange import payload_bytes
-from vltune.flare.failure import error_of
+from vltune.flare.exchange import check_form, payload_bytes
+from vltune.flare.failure import error_of, refusal
 from vltune.flare.run_log import RunLog
 
 POLL_SECONDS = 0.02
@@ -57,16 +57,18 @@ class Answers:
 
     def received(self, site: str, message: Shareable) -> None:
         """Take one answer apart; whatever is wrong with it is that site's failure alone."""
-        if message.get_return_code() != ReturnCode.OK:
-            self.failed[site] = error_of(message)
-            return
         try:
+            code = message.get_return_code()
+            if isinstance(code, str) and code != ReturnCode.OK:
+                self.failed[site] = error_of(message)
+                return
+            check_form(message, site)
             self.bytes_up[site] = payload_bytes(message)
             model = FLModelUtils.from_shareable(message)
             model.meta[META_SITE] = site
             self.models[site] = model
         except Exception as error:  # noqa: BLE001 - foreign content must not end the round
-            self.failed[site] = f"its answer cannot be read ({type(error).__name__})"
+            self.failed[site] = refusal(error)
 
     @property
     def answered(self) -> set[str]:

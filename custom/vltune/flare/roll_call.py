@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vltune import __version__
 from vltune.code_identity import code_hash
+from vltune.flare.failure import shown
 from vltune.flare.federation import FederationError
 from vltune.parameters import SharedSpec, describe_difference
 from vltune.participant import Handshake
@@ -59,7 +60,7 @@ def compare_sites(
     for site in sorted(handshakes):
         reason = _unusable(handshakes[site], required, facts or {})
         if reason:
-            left_out[site] = reason
+            left_out[site] = shown(reason)
         else:
             groups[_fingerprint(handshakes[site])].append(site)
     if not groups:
@@ -69,13 +70,13 @@ def compare_sites(
     reference = handshakes[ordered[0][0]]
     for site in (site for names in ordered[1:] for site in names):
         difference = describe_handshakes(reference, handshakes[site])
-        left_out[site] = f"differs from the majority: {difference}"
+        left_out[site] = shown(f"differs from the majority: {difference}")
     kept = ordered[0]
     partial: dict[str, str] = {}
     for name in PARTIAL_FACTS:
         kept, found, others = _agreeing(name, kept, handshakes)
         partial |= found
-        left_out |= others
+        left_out |= {site: shown(reason) for site, reason in others.items()}
     if len(kept) < min_sites:
         raise FederationError(
             f"{len(kept)} of {len(handshakes) + len(failed)} sites can take part, min_sites "
@@ -139,7 +140,7 @@ def _check_majority(ordered: list[list[str]], handshakes: Mapping[str, Handshake
     difference = describe_handshakes(handshakes[first[0]], handshakes[second[0]])
     raise FederationError(
         f"sites disagree and neither side is a majority: {', '.join(first)} against "
-        f"{', '.join(second)}: {difference}"
+        f"{', '.join(second)}: {shown(difference)}"
     )
 
 

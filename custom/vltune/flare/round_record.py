@@ -7,6 +7,7 @@ measurement of one model and the training of the next.
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from vltune.flare.allow_list import TRAIN_METRICS
 from vltune.flare.federation import METRICS, FederationError
 from vltune.flare.inquiry import Answers
 from vltune.flare.roll_call import RollCall
-from vltune.histograms import HistogramError, ScoreHistograms, mean_average_precision_from
+from vltune.histograms import ScoreHistograms, mean_average_precision_from
 from vltune.lora_exactness import Exactness
 from vltune.participant import Handshake
 from vltune.robust_aggregation import Decision
@@ -44,19 +45,27 @@ class Measured:
 
 
 def global_map(measured: Mapping[str, Measured]) -> float:
-    """Return the mAP pooled from all sites' histograms; NaN without any, or where they disagree."""
-    histograms = [
-        ScoreHistograms.from_tensors(dict(measured[site].histograms), site)
+    """Return the mAP pooled from all sites' histograms; NaN without any.
+
+    Where they disagree about the number of classes, the majority counts; without one it is NaN.
+    """
+    histograms = {
+        site: ScoreHistograms.from_tensors(dict(measured[site].histograms), site)
         for site in sorted(measured)
         if measured[site].histograms
-    ]
+    }
     if not histograms:
         return math.nan
-    try:
-        return float(mean_average_precision_from(histograms)[0])
-    except HistogramError as error:
-        log.warning("no global mAP in this round: %s", error)
+    sizes = Counter(item.num_classes for item in histograms.values())
+    num_classes, votes = sizes.most_common(1)[0]
+    others = [site for site, item in histograms.items() if item.num_classes != num_classes]
+    if 2 * votes <= len(histograms):
+        log.warning("no global mAP in this round: sites have %s classes", sorted(sizes))
         return math.nan
+    if others:
+        log.warning("global mAP without %s: others have %d classes", others, num_classes)
+    agreed = [item for site, item in histograms.items() if site not in others]
+    return float(mean_average_precision_from(agreed)[0])
 
 
 def measurement(

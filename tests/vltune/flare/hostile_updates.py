@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 from nvflare.apis.dxo import MetaKey
-from nvflare.apis.shareable import Shareable
+from nvflare.apis.shareable import ReservedHeaderKey, Shareable
 from nvflare.app_common.app_constant import AppConstants
 from nvflare.app_common.decomposers import numpy_decomposers
 from nvflare.fuel.utils import fobs
 
 from vltune.flare.exchange import update_reply
+from vltune.flare.failure import HEADER_ERROR
 from vltune.histograms import score_histograms
 from vltune.parameters import LocalUpdate
 
@@ -106,6 +107,7 @@ class Mutator:
         self.random = random.Random(seed)
         self.code = pickle.dumps(Payload(canary))
         self.canary = canary
+        self.is_vast = False
         self.base = honest_update()
         self.changes: tuple[Callable[[Any], str], ...] = (
             self._value,
@@ -125,7 +127,8 @@ class Mutator:
         story = [
             self.random.choice(self.changes)(message) for _ in range(self.random.randint(1, 3))
         ]
-        if self.random.random() < 0.5:
+        if self.random.random() < 0.5 or self.is_vast:
+            self.is_vast = False
             return Mutant(message, "; ".join(story))
         numpy_decomposers.register()
         try:
@@ -160,7 +163,8 @@ class Mutator:
     def _strange_array(self) -> Any:
         pick = self.random.choice
         shape = pick(((), (0,), (3,), (2, 3), (3, 2), (1,) * 20, (5000,), (1, 3)))
-        if self.random.random() < 0.1:  # 40 GB to whoever copies it
+        if self.random.random() < 0.05:  # 40 GB to whoever copies it
+            self.is_vast = True
             return np.broadcast_to(np.float32(0.5), (100_000, 100_000))
         if self.random.random() < 0.1:
             return np.ma.masked_array(np.ones(shape, np.float32))
@@ -225,13 +229,14 @@ class Mutator:
 
     def _header(self, message: Any) -> str:
         name = self.random.choice(
-            ("rc", AppConstants.CURRENT_ROUND, AppConstants.SUBMIT_MODEL_NAME, "vltune_error",
-             AppConstants.NUM_ROUNDS, "content_type", MetaKey.JOB_ID, MetaKey.SITE_NAME)
+            (ReservedHeaderKey.RC, ReservedHeaderKey.CONTENT_TYPE, AppConstants.CURRENT_ROUND,
+             AppConstants.SUBMIT_MODEL_NAME, AppConstants.NUM_ROUNDS, HEADER_ERROR,
+             MetaKey.JOB_ID, MetaKey.SITE_NAME)
         )  # fmt: skip
         value = self._hostile()
         headers = message.get("__headers__")
         if isinstance(headers, dict):
-            headers["__" + name + "__" if name == "rc" else name] = value
+            headers[name] = value
         return f"header {name}"
 
     def _meta(self, message: Any) -> str:
