@@ -7,7 +7,7 @@ STAMP := $(VENV)/.complete
 SOURCES := custom lab tests jobs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo poc test test-fast faults soak format check tables jobs report clean
+.PHONY: help setup demo poc test test-fast fuzz faults soak format check tables jobs report clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -40,6 +40,10 @@ faults: $(STAMP) ## The fault matrix of docs/reliability.md on a POC
 
 soak: $(STAMP) ## Five hundred rounds: memory must settle
 	$(BIN)/python -m pytest -m soak -s tests/faults
+
+FUZZ_SECONDS ?= 60
+fuzz: $(STAMP) ## Fuzz the parsers of files, FUZZ_SECONDS (60) each, guided by coverage
+	$(BIN)/python tests/vltune/fuzz_files.py --seconds $(FUZZ_SECONDS)
 
 format: $(STAMP) ## Format the code
 	$(BIN)/ruff format $(SOURCES)

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from nvflare.apis.dxo import DataKind
-from nvflare.apis.fl_constant import ReturnCode
 from nvflare.apis.shareable import Shareable
 from nvflare.app_common.abstract.fl_model import FLModel, MetaKey, ParamsType
 from nvflare.app_common.app_constant import AppConstants
@@ -114,9 +113,7 @@ def check_form(message: Shareable, source: str) -> None:
         )
     kind = content.get("kind") if isinstance(content, dict) else None
     if not isinstance(kind, str) or kind not in _KINDS:
-        raise ExchangeError(f"{source}: its answer is neither tensors nor metrics")
-    if message.get_return_code() != ReturnCode.OK:
-        raise ExchangeError(f"{source}: its answer has a return code that is no text")
+        raise ExchangeError(f"{source}: its answer cannot be read: neither tensors nor metrics")
 
 
 def _size_of(content: object) -> int:

@@ -15,7 +15,7 @@ from nvflare.app_common.abstract.fl_model import FLModel
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
 from vltune.flare.aggregator import META_SITE
-from vltune.flare.exchange import check_form, payload_bytes
+from vltune.flare.exchange import ExchangeError, check_form, payload_bytes
 from vltune.flare.failure import error_of, refusal
 from vltune.flare.run_log import RunLog
 
@@ -59,7 +59,9 @@ class Answers:
         """Take one answer apart; whatever is wrong with it is that site's failure alone."""
         try:
             code = message.get_return_code()
-            if isinstance(code, str) and code != ReturnCode.OK:
+            if not isinstance(code, str):  # an array would be compared number by number
+                raise ExchangeError(f"{site}: the return code is a {type(code).__name__}")
+            if code != ReturnCode.OK:
                 self.failed[site] = error_of(message)
                 return
             check_form(message, site)

@@ -163,9 +163,6 @@ class Mutator:
     def _strange_array(self) -> Any:
         pick = self.random.choice
         shape = pick(((), (0,), (3,), (2, 3), (3, 2), (1,) * 20, (5000,), (1, 3)))
-        if self.random.random() < 0.05:  # 40 GB to whoever copies it
-            self.is_vast = True
-            return np.broadcast_to(np.float32(0.5), (100_000, 100_000))
         if self.random.random() < 0.1:
             return np.ma.masked_array(np.ones(shape, np.float32))
         array = np.ones(shape, np.float32)
@@ -210,7 +207,7 @@ class Mutator:
     def _array(self, message: Any) -> str:
         data = self._tensors(message)
         name = self.random.choice(sorted(SHAPES))
-        deed = self.random.randrange(6)
+        deed = self.random.randrange(7)
         array = np.full(SHAPES[name], 0.25, np.float32)
         if deed == 0:
             array[..., 0] = self.random.choice((np.nan, np.inf, -np.inf, 3e38, 1e-45, 900.0, 1e3))
@@ -222,6 +219,9 @@ class Mutator:
             array = array[..., ::-1]
         elif deed == 4:
             array.setflags(write=False)
+        elif deed == 5:  # 40 GB to whoever copies it; only Python can carry it
+            self.is_vast = True
+            array = np.broadcast_to(np.float32(0.5), (100_000, 100_000))
         else:
             array = array.astype(self.random.choice(DTYPES[:14]))
         data[name] = array

@@ -40,6 +40,10 @@ def is_number(value: Any) -> bool:
     return -1e300 <= value <= 1e300 or value != value
 
 
+def is_text(value: Any, expected: str) -> bool:
+    return isinstance(value, str) and value == expected
+
+
 def is_absent(value: Any) -> bool:
     return value is None or (isinstance(value, str) and value == "")
 
@@ -95,15 +99,15 @@ def is_valid(message: Any) -> bool:
         metrics = meta.get(MetaKey.INITIAL_METRICS, {})
         histograms = meta.get("histograms", {})
         return bool(
-            headers.get(ReservedHeaderKey.RC, ReturnCode.OK) == ReturnCode.OK
-            and headers.get(ReservedHeaderKey.CONTENT_TYPE) == "DXO"
+            is_text(headers.get(ReservedHeaderKey.RC, ReturnCode.OK), ReturnCode.OK)
+            and is_text(headers.get(ReservedHeaderKey.CONTENT_TYPE), "DXO")
             and is_count(headers[AppConstants.CURRENT_ROUND], ROUND, ROUND)
             and all(
                 headers.get(name) is None or isinstance(headers[name], int) and headers[name] >= 0
                 for name in (AppConstants.START_ROUND, AppConstants.NUM_ROUNDS)
             )
             and not headers.get(AppConstants.SUBMIT_MODEL_NAME)
-            and kind == "WEIGHTS"
+            and is_text(kind, "WEIGHTS")
             and isinstance(data, dict)
             and set(data) == set(SHAPES)
             and all(is_tensor(data[name], shape) for name, shape in SHAPES.items())
