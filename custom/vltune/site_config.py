@@ -89,7 +89,9 @@ def _own(path: Path) -> Path:
             raise ValueError("a zero byte")
         return path.expanduser()
     except (RuntimeError, ValueError) as error:
-        raise ConfigError(f"{str(path)!r} is no path ({error}). Correct vltune_site.yaml.") from error
+        raise ConfigError(
+            f"{str(path)!r} is no path ({error}). Correct vltune_site.yaml."
+        ) from error
 
 
 def _absolute(config: Any, folder: Path) -> Any:

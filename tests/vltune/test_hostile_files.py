@@ -74,7 +74,9 @@ def found_inputs() -> list[Path]:
     return sorted(path for path in FOUND.glob("*/*") if path.is_file())
 
 
-@pytest.mark.parametrize("found", found_inputs(), ids=lambda path: f"{path.parent.name}-{path.name}")
+@pytest.mark.parametrize(
+    "found", found_inputs(), ids=lambda path: f"{path.parent.name}-{path.name}"
+)
 def test_what_fuzzing_found_stays_mended(found: Path, place: Path) -> None:
     reader = readers(place)[found.parent.name.replace("_", " ")]
     outcome(reader, place / reader.name, found.read_bytes())

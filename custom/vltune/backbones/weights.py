@@ -32,8 +32,8 @@ def read_state(path: Path, *, is_known: bool = False) -> dict[str, Tensor]:
     """
     if path.suffix != ".safetensors" and not is_known:
         raise BackboneError(
-            f"{path}: is no .safetensors file, and other formats may hold code. Convert it, or name "
-            "the file's SHA-256 as the job's backbone.sha256 to say that you know it."
+            f"{path}: is no .safetensors file, and other formats may hold code. Convert it, or "
+            "name the file's SHA-256 as the job's backbone.sha256 to say that you know it."
         )
     try:
         if path.suffix == ".safetensors":

@@ -19,8 +19,8 @@ from torch import Tensor
 from vltune.compatibility import check_features, feature_of_filter, features_of
 from vltune.config import ConfigError, from_mapping
 from vltune.flare.exchange import ExchangeError, read_update, to_arrays
-from vltune.flare.federation import WeightBy
 from vltune.flare.failure import shown
+from vltune.flare.federation import WeightBy
 from vltune.histograms import HistogramError
 from vltune.lora_aggregation import aggregate
 from vltune.lora_contract import LoraContract
@@ -150,7 +150,7 @@ class ValidatingAggregator(ModelAggregator):
             RejectedUpdateError: The message was processed.
         """
         algorithm = model.meta.get(MetaKey.PROCESSED_ALGORITHM)
-        if algorithm is None or isinstance(algorithm, str) and not algorithm:
+        if algorithm is None or (isinstance(algorithm, str) and not algorithm):
             return
         if not isinstance(algorithm, str):
             raise RejectedUpdateError(f"{site}: names a filter by a {type(algorithm).__name__}")

@@ -247,9 +247,7 @@ def read_handshake(model: FLModel, source: str) -> Handshake:
     )
 
 
-def read_update(
-    model: FLModel, source: str, most_values: int = MAX_SHARED_VALUES
-) -> LocalUpdate:
+def read_update(model: FLModel, source: str, most_values: int = MAX_SHARED_VALUES) -> LocalUpdate:
     """Parse the answer to `train`; values are judged by the aggregator.
 
     Raises:

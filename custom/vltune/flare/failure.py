@@ -26,9 +26,13 @@ _ABOUT_DATA = (
 )
 """Rooms whose errors quote what stands in a site's own files."""
 _KEYS = frozenset(
-    "annotations annotation_id answer answers bbox bytes caption captions categories category_id "
-    "chosen data_subtype file_name files id image image_id images iscrowd name path prompt "
-    "question question_id questions rejected tag include exclude class count color position".split()
+    {
+        *("annotations", "annotation_id", "answer", "answers", "bbox", "bytes", "caption"),
+        *("captions", "categories", "category_id", "chosen", "class", "color", "count"),
+        *("data_subtype", "exclude", "file_name", "files", "id", "image", "image_id", "images"),
+        *("include", "iscrowd", "name", "path", "position", "prompt", "question", "question_id"),
+        *("questions", "rejected", "tag"),
+    }
 )
 _QUOTE = re.compile(r"(?<!\w)(?P<mark>['\"])(?:(?P<word>\w+)(?P=mark))?")
 _NUMBERED = re.compile(

@@ -23,10 +23,11 @@ from nvflare.app_common.app_constant import AppConstants
 from nvflare.app_common.decomposers import numpy_decomposers
 from nvflare.fuel.utils import fobs
 
-from vltune.flare.exchange import update_reply
+from vltune.flare.exchange import evaluation_reply, handshake_reply, update_reply
 from vltune.flare.failure import HEADER_ERROR
 from vltune.histograms import score_histograms
-from vltune.parameters import LocalUpdate
+from vltune.parameters import LocalUpdate, spec_of
+from vltune.participant import Evaluation, Handshake
 
 SHAPES = {"bias": (3,), "weight": (2, 3)}
 EXAMPLES = 7
@@ -35,7 +36,8 @@ DEPTH = 400
 """Of nested lists and mappings; msgpack refuses more than 511 to 1024."""
 
 DTYPES = (
-    "f2 f4 f8 g >f4 >f8 i1 i4 i8 u1 u8 >i4 ? c8 c16 S3 U3 M8[s] m8[s] V5 O".split()
+    "f2", "f4", "f8", "g", ">f4", ">f8", "i1", "i4", "i8", "u1", "u8", ">i4", "?", "c8",
+    "c16", "S3", "U3", "M8[s]", "m8[s]", "V5", "O",
 )  # fmt: skip
 WORDS = (
     "",
@@ -94,21 +96,28 @@ def honest_update(value: float = 0.5, examples: int = EXAMPLES) -> Shareable:
     return update_reply(LocalUpdate(tensors, examples, metrics, histograms.to_tensors()), ROUND)
 
 
-def wire(message: Any) -> Any:
-    """What the server gets of `message`: serialised and read again as FLARE does."""
-    numpy_decomposers.register()
-    return fobs.loads(fobs.dumps(message))
+def honest_handshake() -> Shareable:
+    """A valid answer to `prepare`."""
+    initial = {name: torch.zeros(shape) for name, shape in SHAPES.items()}
+    facts = {"vltune": "0.1.0", "class_list": "a" * 64}
+    handshake = Handshake(spec_of(initial), initial, "f" * 64, EXAMPLES, 5, facts)
+    return handshake_reply(handshake, {"seconds_prepare": 0.25})
+
+
+def honest_evaluation() -> Shareable:
+    """A valid answer to `validate`."""
+    return evaluation_reply(Evaluation({"mAP": 0.25, "test_accuracy": 0.5}), ROUND)
 
 
 class Mutator:
-    """Makes mutants; `canary` is the file that must not appear."""
+    """Makes mutants of `base`; `canary` is the file that must not appear."""
 
-    def __init__(self, seed: int, canary: Path) -> None:
+    def __init__(self, seed: int, canary: Path, base: Shareable | None = None) -> None:
         self.random = random.Random(seed)
         self.code = pickle.dumps(Payload(canary))
         self.canary = canary
         self.is_vast = False
-        self.base = honest_update()
+        self.base = honest_update() if base is None else base
         self.changes: tuple[Callable[[Any], str], ...] = (
             self._value,
             self._value,

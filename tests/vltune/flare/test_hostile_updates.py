@@ -1,14 +1,23 @@
 """Ten thousand hostile answers into the server's path: inbox, aggregator, mean, records."""
 
+import itertools
 import math
 import resource
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
-from hostile_updates import EXAMPLES, ROUND, SHAPES, Mutator, honest_update
+from hostile_updates import (
+    EXAMPLES,
+    ROUND,
+    SHAPES,
+    Mutant,
+    Mutator,
+    honest_evaluation,
+    honest_handshake,
+    honest_update,
+)
 from nvflare.apis.dxo import MetaKey
 from nvflare.apis.fl_constant import ReturnCode
 from nvflare.apis.shareable import ReservedHeaderKey
@@ -17,9 +26,20 @@ from nvflare.fuel.utils import fobs
 
 from vltune.flare.aggregator import RejectedUpdateError, ValidatingAggregator
 from vltune.flare.allow_list import SITE_METRICS
+from vltune.flare.exchange import read_evaluation, read_handshake
+from vltune.flare.failure import refusal
 from vltune.flare.inquiry import Answers
-from vltune.flare.round_record import Measured, measurement, metrics_of, training
+from vltune.flare.roll_call import compare_sites
+from vltune.flare.round_record import (
+    Measured,
+    describe_roll_call,
+    global_map,
+    measurement,
+    metrics_of,
+    training,
+)
 from vltune.flare.run_log import RunLog
+from vltune.histograms import score_histograms
 from vltune.parameters import LocalUpdate
 
 GLOBAL = {name: torch.zeros(shape) for name, shape in SHAPES.items()}
@@ -62,7 +82,7 @@ def are_histograms(value: Any) -> bool:
     names = {"class_offsets", "lows", "highs", "positives", "negatives"}
     if value == {}:
         return True
-    if not set(value) - {"average_precisions"} == names:
+    if set(value) - {"average_precisions"} != names:
         return False
     if not all(isinstance(a, np.ndarray) and a.dtype == np.int32 and a.ndim == 1
                for a in value.values()):  # fmt: skip
@@ -72,7 +92,7 @@ def are_histograms(value: Any) -> bool:
     ends = [len(lists[name]) for name in ("lows", "highs", "positives", "negatives")]
     if not offsets or offsets[0] != 0 or offsets != sorted(offsets) or set(ends) != {offsets[-1]}:
         return False
-    for start, stop in zip(offsets, offsets[1:], strict=False):
+    for start, stop in itertools.pairwise(offsets):
         last = 2**30
         for n in range(start, stop):
             low, high = lists["lows"][n], lists["highs"][n]
@@ -103,7 +123,7 @@ def is_valid(message: Any) -> bool:
             and is_text(headers.get(ReservedHeaderKey.CONTENT_TYPE), "DXO")
             and is_count(headers[AppConstants.CURRENT_ROUND], ROUND, ROUND)
             and all(
-                headers.get(name) is None or isinstance(headers[name], int) and headers[name] >= 0
+                headers.get(name) is None or (isinstance(headers[name], int) and headers[name] >= 0)
                 for name in (AppConstants.START_ROUND, AppConstants.NUM_ROUNDS)
             )
             and not headers.get(AppConstants.SUBMIT_MODEL_NAME)
@@ -120,7 +140,7 @@ def is_valid(message: Any) -> bool:
             and are_histograms(histograms)
             and bool(fobs.dumps(content))
         )
-    except Exception:
+    except Exception:  # noqa: BLE001 - whatever it is, it is no answer
         return False
 
 
@@ -129,40 +149,42 @@ def judge(mutator: Mutator, count: int, folder: Path) -> tuple[dict[str, int], l
     tally = {"accepted": 0, "refused": 0, "unreadable": 0}
     problems: list[str] = []
     aggregator = ValidatingAggregator(max_update_norm=MAX_NORM)
-    number = 0
-    while number < count:
-        names = [f"site-{n}" for n in range(SITES)]
-        aggregator.start_round(ROUND, GLOBAL, dict.fromkeys(names, EXAMPLES))
-        answers, expected = Answers(), {}
-        mutants = {}
-        for name in names[1:]:
-            mutants[name] = mutator.mutant()
-            number += 1
-        answers.received(names[0], honest_update())
-        expected[names[0]] = honest_update()["DXO"]["data"]
-        for name, mutant in mutants.items():
-            if mutant.message is None:
-                tally["unreadable"] += 1
-                continue
-            if is_valid(mutant.message):
-                expected[name] = mutant.message["DXO"]["data"]
-            answers.received(name, mutant.message)
-        rejected = dict(answers.failed)
-        for name, model in sorted(answers.models.items()):
-            try:
-                aggregator.accept_model(model)
-            except RejectedUpdateError as error:
-                rejected[name] = str(error)
+    for _ in range(0, count, SITES - 1):
+        mutants = {f"site-{n}": mutator.mutant() for n in range(1, SITES)}
+        mutants["site-0"] = Mutant(honest_update(), "the honest site")
+        aggregator.start_round(ROUND, GLOBAL, dict.fromkeys(mutants, EXAMPLES))
+        answers, rejected = one_round(aggregator, mutants)
+        expected = {site for site, mutant in mutants.items() if is_valid(mutant.message)}
+        for site in set(aggregator.accepted) ^ expected:
+            what = "refused" if site in expected else "accepted"
+            problems.append(f"{what}: {rejected.get(site)!r:.200}; {mutants[site].story:.300}")
+        problems += [
+            f"reason {reason[:200]!r}; {mutants[site].story}"
+            for site, reason in rejected.items()
+            if not reason.isprintable() or not 0 < len(reason) <= MAX_REASON
+        ]
         tally["accepted"] += len(aggregator.accepted) - 1
         tally["refused"] += len(rejected)
-        for name in set(aggregator.accepted) ^ set(expected):
-            story = mutants[name].story if name in mutants else "the honest site"
-            problems.append(f"{name in expected=}: {rejected.get(name)!r:.200}; {story:.300}")
-        for name, reason in rejected.items():
-            if not reason.isprintable() or not 0 < len(reason) <= MAX_REASON:
-                problems.append(f"reason {reason[:200]!r}; {mutants[name].story}")
+        tally["unreadable"] += sum(mutant.message is None for mutant in mutants.values())
         check_round(aggregator.accepted, aggregator.average(), answers, rejected, folder)
     return tally, problems
+
+
+def one_round(
+    aggregator: ValidatingAggregator, mutants: dict[str, Mutant]
+) -> tuple[Answers, dict[str, str]]:
+    """What the controller does with the answers of a round."""
+    answers = Answers()
+    for site, mutant in mutants.items():
+        if mutant.message is not None:
+            answers.received(site, mutant.message)
+    rejected = dict(answers.failed)
+    for site, model in sorted(answers.models.items()):
+        try:
+            aggregator.accept_model(model)
+        except RejectedUpdateError as error:
+            rejected[site] = str(error)
+    return answers, rejected
 
 
 def check_round(
@@ -197,3 +219,58 @@ def test_ten_thousand_hostile_answers_are_refused_with_a_reason_and_cost_nobody_
     assert grown < GROWTH_BYTES
     assert sum(tally.values()) >= count
     assert min(tally.values()) > count // 50, tally
+
+
+def test_hostile_handshakes_leave_their_site_out_and_nobody_else(tmp_path: Path) -> None:
+    """Three honest sites are the majority: whatever two others say, the three are compared."""
+    canary = tmp_path / "canary"
+    mutator = Mutator(43, canary, honest_handshake())
+    aggregator = ValidatingAggregator()
+    for _ in range(300):
+        answers, handshakes = Answers(), {}
+        mutants = [mutator.mutant().message for _ in range(2)]
+        for n, message in enumerate([*(honest_handshake() for _ in range(3)), *mutants]):
+            answers.received(f"site-{n}", message)
+        failed = dict(answers.failed)
+        for site, model in answers.models.items():
+            try:
+                aggregator.refuse_processed(site, model)
+                handshakes[site] = read_handshake(model, site)
+            except ValueError as error:
+                failed[site] = refusal(error)
+                assert "cannot be read (" not in failed[site], repr(error)
+        roll_call = compare_sites(handshakes, failed, 3)
+        assert set(roll_call.sites) >= {"site-0", "site-1", "site-2"}
+        assert all(reason.isprintable() for reason in roll_call.left_out.values())
+        assert all(len(reason) <= MAX_REASON for reason in roll_call.left_out.values())
+        RunLog(tmp_path / "run", describe_roll_call(roll_call, handshakes, answers))
+    assert not canary.exists()
+
+
+def test_hostile_measurements_cost_their_sites_figures_only(tmp_path: Path) -> None:
+    mutator = Mutator(47, tmp_path / "canary", honest_evaluation())
+    for _ in range(300):
+        answers = Answers()
+        answers.received("site-1", mutator.mutant().message)
+        for site, model in answers.models.items():
+            try:
+                evaluation = read_evaluation(model, site)
+            except ValueError as error:
+                assert "cannot be read (" not in refusal(error), repr(error)
+                continue
+            measured = {site: Measured(evaluation.metrics, evaluation.histograms)}
+            record = measurement(ROUND, measured, is_required=False)
+            RunLog(tmp_path / "run", {}).round_line(record)
+    assert not (tmp_path / "canary").exists()
+
+
+def test_one_site_of_other_classes_does_not_turn_the_global_map_off() -> None:
+    """Two sites have two classes, the third claims three; without a majority there is no mAP."""
+    scores, labels = np.random.default_rng(3).random((29, 3)), np.arange(87).reshape(29, 3) % 2
+    of = {
+        width: score_histograms(scores[:, :width], labels[:, :width].astype(np.int8)).to_tensors()
+        for width in (2, 3)
+    }
+    two, three = Measured({}, of[2]), Measured({}, of[3])
+    assert global_map({"a": two, "b": two, "c": three}) == global_map({"a": two, "b": two})
+    assert math.isnan(global_map({"a": two, "c": three}))

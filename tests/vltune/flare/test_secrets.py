@@ -94,7 +94,8 @@ def test_nothing_at_the_server_of_a_simulated_run_holds_a_secret(
 ) -> None:
     """site-3 fails with an error about its files; logs, records and TensorBoard are searched."""
     monkeypatch.setenv(
-        "PYTHONPATH", os.pathsep.join([os.environ.get("PYTHONPATH", ""), str(Path(__file__).parent)])
+        "PYTHONPATH",
+        os.pathsep.join([os.environ.get("PYTHONPATH", ""), str(Path(__file__).parent)]),
     )
     for name in ("site-1", "site-2"):
         plant(tmp_path, name, monkeypatch)
