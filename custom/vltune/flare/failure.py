@@ -61,7 +61,8 @@ def shown(text: str) -> str:
     What a site sends may neither forge a line of the log, nor fill a disk, nor be half a character
     that no file can hold.
     """
-    line = text if len(text) <= MAX_REASON else f"{text[: MAX_REASON - 3]}..."
+    line = " ".join(text[: 2 * MAX_REASON].split())
+    line = line if len(line) <= MAX_REASON else f"{line[: MAX_REASON - 3]}..."
     if line.isprintable():
         return line
     return "".join(

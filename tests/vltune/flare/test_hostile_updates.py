@@ -26,7 +26,7 @@ from nvflare.fuel.utils import fobs
 
 from vltune.flare.aggregator import RejectedUpdateError, ValidatingAggregator
 from vltune.flare.allow_list import SITE_METRICS
-from vltune.flare.exchange import read_evaluation, read_handshake
+from vltune.flare.exchange import ExchangeError, read_evaluation, read_handshake
 from vltune.flare.failure import refusal
 from vltune.flare.inquiry import Answers
 from vltune.flare.roll_call import compare_sites
@@ -39,7 +39,7 @@ from vltune.flare.round_record import (
     training,
 )
 from vltune.flare.run_log import RunLog
-from vltune.histograms import score_histograms
+from vltune.histograms import HistogramError, score_histograms
 from vltune.parameters import LocalUpdate
 
 GLOBAL = {name: torch.zeros(shape) for name, shape in SHAPES.items()}
@@ -236,9 +236,8 @@ def test_hostile_handshakes_leave_their_site_out_and_nobody_else(tmp_path: Path)
             try:
                 aggregator.refuse_processed(site, model)
                 handshakes[site] = read_handshake(model, site)
-            except ValueError as error:
+            except (ExchangeError, RejectedUpdateError) as error:
                 failed[site] = refusal(error)
-                assert "cannot be read (" not in failed[site], repr(error)
         roll_call = compare_sites(handshakes, failed, 3)
         assert set(roll_call.sites) >= {"site-0", "site-1", "site-2"}
         assert all(reason.isprintable() for reason in roll_call.left_out.values())
@@ -255,8 +254,7 @@ def test_hostile_measurements_cost_their_sites_figures_only(tmp_path: Path) -> N
         for site, model in answers.models.items():
             try:
                 evaluation = read_evaluation(model, site)
-            except ValueError as error:
-                assert "cannot be read (" not in refusal(error), repr(error)
+            except (ExchangeError, HistogramError):
                 continue
             measured = {site: Measured(evaluation.metrics, evaluation.histograms)}
             record = measurement(ROUND, measured, is_required=False)
