@@ -9,7 +9,8 @@ import pytest
 
 sys.path.append(str(Path(__file__).parent))
 
-from hostile_files import NAMES, bombs, lay_out, mutated, outcome, readers
+from hostile_files import NAMES, lay_out, outcome, readers
+from spoiled_bytes import bombs, mutated
 
 GROWTH_BYTES = 400_000_000
 FOUND = Path(__file__).parent / "fuzz_corpus"

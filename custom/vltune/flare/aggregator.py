@@ -18,9 +18,10 @@ from torch import Tensor
 
 from vltune.compatibility import check_features, feature_of_filter, features_of
 from vltune.config import ConfigError, from_mapping
-from vltune.flare.exchange import ExchangeError, read_update, to_arrays
+from vltune.flare.exchange import ExchangeError, to_arrays
 from vltune.flare.failure import shown
 from vltune.flare.federation import WeightBy
+from vltune.flare.intake import read_update
 from vltune.histograms import HistogramError
 from vltune.lora_aggregation import aggregate
 from vltune.lora_contract import LoraContract

@@ -24,8 +24,6 @@ from vltune.flare.exchange import (
     TASK_PREPARE,
     TASK_TRAIN,
     TASK_VALIDATE,
-    read_evaluation,
-    read_handshake,
     task_message,
     to_arrays,
     to_tensors,
@@ -33,6 +31,7 @@ from vltune.flare.exchange import (
 from vltune.flare.failure import refusal
 from vltune.flare.federation import FederationConfig, FederationError, sites_of_round
 from vltune.flare.inquiry import Answers, Inquiry, Live, RunAbortedError
+from vltune.flare.intake import read_evaluation, read_handshake
 from vltune.flare.persistor import META_ROUND, AdapterPersistor, run_folder
 from vltune.flare.roll_call import RollCall, check_own_code, compare_sites, describe_sites
 from vltune.flare.round_record import Measured, describe_roll_call, training

@@ -15,8 +15,9 @@ from nvflare.app_common.abstract.fl_model import FLModel
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
 from vltune.flare.aggregator import META_SITE
-from vltune.flare.exchange import ExchangeError, check_form, payload_bytes
+from vltune.flare.exchange import ExchangeError, payload_bytes
 from vltune.flare.failure import error_of, refusal
+from vltune.flare.intake import check_form
 from vltune.flare.run_log import RunLog
 
 POLL_SECONDS = 0.02

@@ -17,15 +17,13 @@ from vltune.flare.exchange import (
     evaluation_reply,
     handshake_reply,
     payload_bytes,
-    read_evaluation,
-    read_handshake,
-    read_update,
     round_of,
     task_message,
     to_tensors,
     update_reply,
 )
 from vltune.flare.failure import error_of, error_reply, public_message
+from vltune.flare.intake import read_evaluation, read_handshake, read_update
 from vltune.histograms import score_histograms
 from vltune.parameters import LocalUpdate
 from vltune.participant import Evaluation, Handshake

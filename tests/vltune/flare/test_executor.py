@@ -16,9 +16,10 @@ from nvflare.apis.signal import Signal
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 from nvflare.fuel.utils import fobs
 
-from vltune.flare.exchange import read_handshake, read_update, task_message
+from vltune.flare.exchange import task_message
 from vltune.flare.executor import JOB_FILE, ExecutorError, ParticipantExecutor, find_builder
 from vltune.flare.failure import HEADER_ERROR
+from vltune.flare.intake import read_handshake, read_update
 from vltune.parameters import LocalUpdate
 from vltune_lab.jobs.in_process import JOB_ID, Engine, LocalSite, make_context, make_workspace
 

@@ -26,9 +26,10 @@ from nvflare.fuel.utils import fobs
 
 from vltune.flare.aggregator import RejectedUpdateError, ValidatingAggregator
 from vltune.flare.allow_list import SITE_METRICS
-from vltune.flare.exchange import ExchangeError, read_evaluation, read_handshake
+from vltune.flare.exchange import ExchangeError
 from vltune.flare.failure import refusal
 from vltune.flare.inquiry import Answers
+from vltune.flare.intake import read_evaluation, read_handshake
 from vltune.flare.roll_call import compare_sites
 from vltune.flare.round_record import (
     Measured,

@@ -18,9 +18,10 @@ from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 from nvflare.fuel.utils import fobs
 from planted_site import DAMAGES, NUMBER, SECRET, write_planted_site
 
-from vltune.flare.exchange import read_handshake, task_message
+from vltune.flare.exchange import task_message
 from vltune.flare.executor import JOB_FILE, ParticipantExecutor
 from vltune.flare.filters import SharedOnlyFilter
+from vltune.flare.intake import read_handshake
 from vltune_lab.jobs.in_process import JOB_ID, Engine, make_context, make_workspace
 from vltune_lab.jobs.launch import make_recipe
 from vltune_lab.jobs.simulate import SERVER_FOLDER, simulate
