@@ -23,7 +23,6 @@ def open_parquet(path: Path) -> Any:
         ParquetError: pyarrow is not installed, there is no such file, or it is no Parquet file.
     """
     try:
-        import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError as error:
         raise ParquetError(
@@ -37,11 +36,26 @@ def open_parquet(path: Path) -> Any:
         raise ParquetError(
             f"{path}: no such data file. Correct `files:` in vltune_site.yaml."
         ) from error
-    except (OSError, pa.ArrowException) as error:
+    except Exception as error:  # damaged bytes make pyarrow raise nearly anything
         raise ParquetError(
             f"{path}: cannot be read as Parquet ({type(error).__name__}). The file may be cut off; "
             "copy or export it again."
         ) from error
+
+
+def column_names(file: Any, path: Path) -> list[str]:
+    """Names of the columns of an open file.
+
+    Raises:
+        ParquetError: The file is damaged.
+    """
+    try:
+        names: list[str] = file.schema_arrow.names
+    except Exception as error:
+        raise ParquetError(
+            f"{path}: damaged ({type(error).__name__}). Copy or export it again."
+        ) from error
+    return names
 
 
 def read_batches(
@@ -66,12 +80,27 @@ def read_batches(
             batch = next(batches)
         except StopIteration:
             return
-        # pyarrow's own exceptions are OSError, ValueError or NotImplementedError.
-        except (OSError, ValueError, NotImplementedError) as error:
+        # pyarrow's own exceptions are OSError, ValueError or NotImplementedError, but not all.
+        except Exception as error:
             raise ParquetError(
                 f"{path}: damaged ({type(error).__name__}). Copy or export it again."
             ) from error
         yield batch
+
+
+def values_of(batch: Any, column: int | str, path: Path) -> list[Any]:
+    """The values of a batch's column as Python's own.
+
+    Raises:
+        ParquetError: They are no values of the column's type, such as text that is not UTF-8.
+    """
+    try:
+        values: list[Any] = batch.column(column).to_pylist()
+    except Exception as error:
+        raise ParquetError(
+            f"{path}: damaged ({type(error).__name__}). Copy or export it again."
+        ) from error
+    return values
 
 
 class ParquetImages:
@@ -121,7 +150,7 @@ class ParquetImages:
         batch = next(self._batches, None)
         if batch is None:
             raise ParquetError(f"{self.path}: has no row {row + 1} any more. Load it again.")
-        values = batch.column(0).to_pylist()
+        values = values_of(batch, 0, self.path)
         self._kept[self._next_row] = values
         self._next_row += len(values)
         while len(self._kept) > _KEPT_BATCHES:

@@ -15,7 +15,13 @@ from typing import Any
 
 from vltune.data.image_sources import ImageCell, ImageFile, ImageSource
 from vltune.data.images import stays_inside
-from vltune.data.parquet import ParquetImages, open_parquet, read_batches
+from vltune.data.parquet import (
+    ParquetImages,
+    column_names,
+    open_parquet,
+    read_batches,
+    values_of,
+)
 
 IMAGE = "image"
 
@@ -187,7 +193,7 @@ def _image_file(name: Any, folder: Path, where: str) -> ImageFile:
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
     file = open_parquet(path)
-    names = file.schema_arrow.names
+    names = column_names(file, path)
     if IMAGE not in names:
         raise RecordError(f"{path}: column 'image' is missing; it has {key_names(set(names))}.")
     if len(set(names)) != len(names):
@@ -196,7 +202,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
     others = [name for name in names if name != IMAGE]
     number = 0
     for batch in read_batches(file, path, others):
-        columns = {name: batch.column(name).to_pylist() for name in others}
+        columns = {name: values_of(batch, name, path) for name in others}
         for index in range(batch.num_rows):
             where = f"{path}: row {number + 1}"
             values = {name: column[index] for name, column in columns.items()}
