@@ -88,12 +88,13 @@ class SiteState:
         if not earlier:
             return {}
         try:
-            return load_file(earlier[-1])
+            tensors: dict[str, Tensor] = load_file(earlier[-1])
         except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
             raise SiteStateError(
                 f"{earlier[-1]}: damaged ({type(error).__name__}). Delete the file: this site then "
                 "continues from the round before, or from the start."
             ) from error
+        return tensors
 
     def _files(self) -> list[tuple[int, Path]]:
         return sorted(
