@@ -172,8 +172,9 @@ class Poc:
             self.start()
             yield
         finally:
-            # A second Ctrl-C must not leave half of the processes behind.
+            # A second Ctrl-C or SIGTERM must not leave half of the processes behind.
             interrupts = signal.signal(signal.SIGINT, signal.SIG_IGN)
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
             try:
                 self.stop()
             finally:
