@@ -112,7 +112,7 @@ def build_attacked(
     """As `vltune.algorithms.fedmpt.build_participant`; malicious where the job says so."""
     plain = build_participant(job, site, site_name, state_dir, threads)
     inner = SharedBackboneSite(
-        plain.job, plain.conditions, plain.build_model, plain.site, site_name
+        plain.job, plain.conditions, plain.build_model, plain.site, site_name, state_dir
     )
     if job.get("attack") is None:
         return inner

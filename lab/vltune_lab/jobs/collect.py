@@ -22,7 +22,7 @@ MULTI_LABEL = (MAP, "CF1", "OF1")
 FINAL_ADAPTER = "global_adapter.safetensors"
 _TRAINING = (
     *("loss", "seconds", "overhead_seconds", "sites", "bytes_up", "bytes_down", "rejected"),
-    *("exactness_error", "exactness_by_module", "robust"),
+    *("exactness_error", "exactness_by_module", "robust", "privacy"),
 )
 _EXTRA = ("run_id", "best", "facts", "bytes_prepare", "bytes_validate")
 _PACKAGES = ("vltune", "nvflare", "torch", "torchvision", "open_clip_torch", "numpy")
@@ -173,6 +173,7 @@ def summarise(
         "robust_decisions": [
             {"round": r["round"], **entry} for r in rounds for entry in r.get("robust", [])
         ],
+        "privacy": _privacy(rounds),
         "measured_on": "site_histograms",
         "artefacts": {"adapter": FINAL_ADAPTER, "metrics": METRICS_FILE},
         "left_out_sites": state["left_out"],
@@ -181,6 +182,12 @@ def summarise(
         "hardware": hardware(),
         "extra": {key: state.get(key) for key in _EXTRA},
     }
+
+
+def _privacy(rounds: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What each site has spent, from the last round in which it said so."""
+    last = {entry["site"]: entry for record in rounds for entry in record.get("privacy", [])}
+    return [last[site] for site in sorted(last)]
 
 
 def _thresholds(job: Mapping[str, Any]) -> dict[str, float]:
