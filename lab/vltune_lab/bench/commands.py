@@ -173,6 +173,20 @@ def attacks(
     show(write_results(out, {"protocol": "attacks", **provenance(command), "rows": rows}))
 
 
+@bench_app.command("encryption")
+def encryption(
+    quick: Quick = False,
+    out: Annotated[Path, typer.Option(help="Result file.")] = RESULTS_FOLDER / "encryption.json",
+) -> None:
+    """One round's mean through FLARE's homomorphic encryption: agreement, bytes and seconds."""
+    from vltune_lab.bench.encryption import run_encryption
+
+    rows = run_encryption(quick)
+    command = "vltune bench encryption" + (" --quick" if quick else "")
+    path = write_results(out, {"benchmark": "encryption", **provenance(command), "rows": rows})
+    show(path)
+
+
 @bench_app.command("florence-shape")
 def florence_shape(
     quick: Quick = False,
