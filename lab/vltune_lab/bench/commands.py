@@ -187,6 +187,22 @@ def encryption(
     show(path)
 
 
+@bench_app.command("probes")
+def probes(
+    quick: Quick = False,
+    seeds: Annotated[str, typer.Option(help="Comma-separated run seeds.")] = "7,8,9",
+    world: Annotated[Path, typer.Option(help="Folder of world and rows.")] = Path("build/attacks"),
+    out: Annotated[Path, typer.Option(help="Result file.")] = RESULTS_FOLDER / "probes.json",
+) -> None:
+    """What a curious server can tell from a FedMPT update: membership and inversion."""
+    from vltune_lab.bench.probes import run_probes
+
+    with Progress(console=Console()) as bars:
+        rows = run_probes([int(text) for text in seeds.split(",")], world, bars, quick=quick)
+    command = f"vltune bench probes --seeds {seeds}" + (" --quick" if quick else "")
+    show(write_results(out, {"protocol": "probes", **provenance(command), "rows": rows}))
+
+
 @bench_app.command("florence-shape")
 def florence_shape(
     quick: Quick = False,
