@@ -154,8 +154,6 @@ class ParticipantExecutor(Executor):
         if should_stop():
             raise TrainingStopped("before training")
         update = self._train(participant, shared, round_number, should_stop)
-        assert self._guard is not None  # _ready() made it
-        update = self._guard.release(shared, update)
         trained = {**update.metrics, "seconds_task": time.perf_counter() - began}
         self._stream(evaluation.metrics, round_number, fl_ctx)
         self._stream(trained, round_number + 1, fl_ctx)
@@ -192,7 +190,7 @@ class ParticipantExecutor(Executor):
         self._trained_round = round_number
         assert self._state is not None  # _ready() made it
         self._state.save(round_number, participant.personal_state())
-        return update
+        return self._guard.release(shared, update)
 
     def _ready(
         self,

@@ -143,7 +143,7 @@ def summarise(
         environment: sim, poc or prod.
     """
     rounds = state["rounds"]
-    metric = state.get("metric", MAP)
+    metric, threshold = state.get("metric", MAP), job.get("threshold", 0.5)
     per_site = _per_site(state, _lines(run_folder / METRICS_FILE))
     sent = [size for record in rounds for size in record["bytes_up"].values()]
     return {
@@ -164,7 +164,7 @@ def summarise(
         "versions": versions(),
         "per_round": [_round(record, metric) for record in rounds],
         "per_site": per_site,
-        "thresholds": _thresholds(job) if metric == MAP else {},
+        "thresholds": dict.fromkeys(MULTI_LABEL[1:] if metric == MAP else (), threshold),
         "bytes_per_site_per_round": _site_bytes(rounds),
         "wall_seconds_by_phase": {name: round(value, 3) for name, value in state["phases"].items()},
         "rejected_updates": [
@@ -185,13 +185,9 @@ def summarise(
 
 
 def _privacy(rounds: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What each site has spent, from the last round in which it said so."""
+    """What each site has spent, from the last round in which it said so, by site."""
     last = {entry["site"]: entry for record in rounds for entry in record.get("privacy", [])}
-    return [last[site] for site in sorted(last)]
-
-
-def _thresholds(job: Mapping[str, Any]) -> dict[str, float]:
-    return {name: job.get("threshold", 0.5) for name in ("CF1", "OF1")}
+    return [entry for _, entry in sorted(last.items())]
 
 
 def _site_bytes(rounds: list[dict[str, Any]]) -> list[dict[str, Any]]:
