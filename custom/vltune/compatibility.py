@@ -11,6 +11,7 @@ from typing import Any
 
 from vltune.config import ConfigError, from_mapping
 from vltune.lora_modes import LoraAggregation
+from vltune.privacy import PrivacyConfig
 from vltune.robust_aggregation import RobustAggregation
 
 
@@ -25,6 +26,9 @@ class Feature(StrEnum):
     HETLORA = "hetlora"
     ROBUST = "robust rules"
     BY_COORDINATE = "median, trimmed_mean"
+    LORA = "LoRA methods (FedVLM, FedUMM)"
+    SITE_PRIVACY = "site-level differential privacy"
+    RECORD_PRIVACY = "record-level differential privacy"
 
 
 DESCRIPTIONS: dict[Feature, str] = {
@@ -36,6 +40,9 @@ DESCRIPTIONS: dict[Feature, str] = {
     Feature.HETLORA: "`aggregation.mode: hetlora`, either weight",
     Feature.ROBUST: "`federation.robust.rule`, any but none",
     Feature.BY_COORDINATE: "the two robust rules that take the place of the mean",
+    Feature.LORA: "jobs with `aggregation`",
+    Feature.SITE_PRIVACY: "`privacy.level: site`",
+    Feature.RECORD_PRIVACY: "`privacy.level: record`",
 }
 
 
@@ -87,6 +94,19 @@ EXCLUSIONS: tuple[Exclusion, ...] = (
         "also counts more",
         "take mode svd or fedavg, where all sites have one rank, or robust.rule none",
     ),
+    Exclusion(
+        Feature.SITE_PRIVACY,
+        Feature.PRODUCTS,
+        "the noise of one factor multiplies that of the other, so that the product's is no longer "
+        "the one stated",
+        "take mode ffa (one factor only), fedavg, fedsa or plora",
+    ),
+    Exclusion(
+        Feature.RECORD_PRIVACY,
+        Feature.LORA,
+        "their training has no gradient of each record alone",
+        "take privacy.level site, or FedMPT",
+    ),
 )
 
 _ALGORITHMS = {
@@ -103,10 +123,18 @@ _ALGORITHMS = {
 
 
 def features_of(
-    aggregation: LoraAggregation | None, robust: RobustAggregation
+    aggregation: LoraAggregation | None,
+    robust: RobustAggregation,
+    privacy: PrivacyConfig | None = None,
 ) -> frozenset[Feature]:
-    """What a job switches on."""
+    """What a job switches on; the server does not know of its sites' `privacy`."""
     found = {Feature.UPDATE_CHECKS}
+    if aggregation is not None:
+        found.add(Feature.LORA)
+    if privacy is not None and privacy.level == "site":
+        found.add(Feature.SITE_PRIVACY)
+    if privacy is not None and privacy.level == "record":
+        found.add(Feature.RECORD_PRIVACY)
     if aggregation is not None and not aggregation.is_linear:
         found.add(Feature.PRODUCTS)
     if aggregation is not None and aggregation.mode == "hetlora":
@@ -160,6 +188,7 @@ def check_job(job: Mapping[str, Any], source: str) -> None:
             if aggregation is None
             else from_mapping(LoraAggregation, aggregation, f"{source}: aggregation"),
             from_mapping(RobustAggregation, robust or {}, f"{source}: federation.robust"),
+            from_mapping(PrivacyConfig, job.get("privacy") or {}, f"{source}: privacy"),
         ),
         source,
     )

@@ -150,7 +150,9 @@ def cosines_to_others(
     scales = torch.tensor([1 / norm if norm > 0 else 0.0 for norm in norms], dtype=torch.float64)
     products, squares = [0.0] * len(updates), [0.0] * len(updates)
     for name, start in reference.items():
-        directions = (_stack(updates, name) - start.double()).flatten(1) * scales[:, None]
+        moved = _stack(updates, name) - start.double()
+        # Not flatten(1): a tensor may be a single number without axes.
+        directions = moved.reshape(len(updates), -1) * scales[:, None]
         for s in range(len(updates)):
             others = torch.cat([directions[:s], directions[s + 1 :]])
             # In sorted order, so that the order of the sites cannot change a bit.

@@ -19,6 +19,7 @@ from vltune.compatibility import (
 )
 from vltune.config import ConfigError
 from vltune.lora_modes import MODES, LoraAggregation
+from vltune.privacy import PrivacyConfig
 from vltune.robust_aggregation import RobustAggregation
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "compatibility.md"
@@ -54,7 +55,11 @@ def test_what_a_job_switches_on() -> None:
     assert features_of(None, KRUM) == always | {Feature.ROBUST}
     assert features_of(None, MEDIAN) == always | {Feature.ROBUST, Feature.BY_COORDINATE}
     linear = LoraAggregation(mode="hetlora", hetlora_weight_by="weight_by")
-    assert features_of(linear, RobustAggregation()) == always | {Feature.HETLORA}
+    lora = always | {Feature.LORA}
+    assert features_of(linear, RobustAggregation()) == lora | {Feature.HETLORA}
+    for level, feature in (("site", Feature.SITE_PRIVACY), ("record", Feature.RECORD_PRIVACY)):
+        privacy = PrivacyConfig(level, 1.0, 1.0, 1e-5)
+        assert features_of(None, RobustAggregation(), privacy) == always | {feature}
 
 
 @pytest.mark.parametrize("mode", list(MODES))

@@ -118,6 +118,21 @@ def test_cosines_by_hand() -> None:
     assert cosines_to_others(ZERO, updates, "median") == expected  # of two, the median is the mean
 
 
+def test_a_tensor_without_axes_is_one_coordinate_in_every_rule() -> None:
+    """FedMPT's head has a scale of shape (): (3, 4) as one vector and as two numbers."""
+    start = {"a": torch.zeros(()), "b": torch.zeros(1)}
+    steps = ((3.0, 4.0), (4.0, 3.0), (-3.0, -4.0), (0.0, 1.0), (1.0, 1.0))
+    updates = [{"a": torch.tensor(a), "b": torch.tensor([b])} for a, b in steps]
+    flat = points(*[list(step) for step in steps])
+    assert cosines_to_others(start, updates, "median") == pytest.approx(
+        cosines_to_others(ZERO, flat, "median")
+    )
+    torch.testing.assert_close(squared_distances(updates), squared_distances(flat))
+    for joined in (coordinate_median(updates), trimmed_mean(updates, 1)):
+        assert joined["a"].shape == ()
+    assert clip_update(start, updates[0], 1.0)["a"] == pytest.approx(0.6)
+
+
 def test_a_site_that_did_not_move_has_no_direction() -> None:
     updates = points([1.0, 0.0], [0.0, 0.0], [2.0, 0.0])
     assert cosines_to_others(ZERO, updates, "mean") == [1.0, None, 1.0]

@@ -209,6 +209,27 @@ class FedMPT(nn.Module):
             clip=loss.clip,
         )
 
+    def example_losses(self, batch: FeatureBatch) -> list[Tensor]:
+        """Loss of each image alone, B scalars, over one encoding of the texts.
+
+        Their mean is `loss` but for the transport, which stops when all of its batch converged.
+        """
+        text, weights = self.text_features(), self.config.loss
+        losses = []
+        for row in range(len(batch.labels)):
+            one = FeatureBatch(*(part[row : row + 1] for part in batch))
+            logits = self(one.patch_features, one.image_features, text).logits
+            losses.append(
+                asymmetric_loss(
+                    logits,
+                    one.labels,
+                    gamma_neg=weights.gamma_neg,
+                    gamma_pos=weights.gamma_pos,
+                    clip=weights.clip,
+                )
+            )
+        return losses
+
     def predictor(self) -> Callable[[Tensor, Tensor], Tensor]:
         """Encode texts once; return (patch_features, image_features) -> logits (B, C)."""
         text = self.text_features()
@@ -232,7 +253,7 @@ def build_participant(
         job: Seed, classnames, conditions, backbone, model, training.
         site: Where the site's data are.
         site_name: FLARE name.
-        state_dir: Not used: FedMPT keeps nothing personal.
+        state_dir: Where the site keeps count of its privacy; FedMPT keeps nothing personal.
         threads: CPU threads of this process.
     """
     torch.set_num_threads(threads)
@@ -241,4 +262,4 @@ def build_participant(
     def build_model(backbone: ClipBackbone, conditions: ConditionSet, seed: int) -> FedMPT:
         return FedMPT(config, backbone, conditions.names, conditions.classnames, seed)
 
-    return make_participant(job, build_model, require_multilabel(site), site_name)
+    return make_participant(job, build_model, require_multilabel(site), site_name, state_dir)

@@ -6,22 +6,22 @@ received and local training are the same for all of them.
 
 import logging
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from vltune import __version__
 from vltune.algorithms.encoded_split import (
     EncodedSplit,
-    FeatureBatch,
     encode_split,
     zero_shot_scores,
 )
+from vltune.algorithms.multilabel_job import ModelBuilder, MultiLabelJob
 from vltune.backbones.clip import BackboneConfig, ClipBackbone, load_clip
 from vltune.conditions import ConditionSet, conditions_from_mapping
 from vltune.config import ConfigError, from_part
@@ -36,68 +36,14 @@ from vltune.parameters import (
     spec_of,
 )
 from vltune.participant import Evaluation, Handshake, ShouldStop, never
+from vltune.privacy_ledger import LEDGER_FILE, PrivacyLedger
+from vltune.private_release import RECORD_DELTA, RECORD_EPSILON
+from vltune.private_training import private_train
 from vltune.seed import derive_seed
 from vltune.site_config import SiteConfig, Split
-from vltune.training import RoundPlan, TrainingConfig, local_train, round_span
+from vltune.training import RoundPlan, local_train, round_span
 
 log = logging.getLogger(__name__)
-
-
-class MultiLabelModel(Protocol):
-    """What a method's `nn.Module` offers besides being one."""
-
-    def loss(self, batch: FeatureBatch) -> Tensor:
-        """Scalar loss."""
-
-    def shared_keys(self) -> frozenset[str]:
-        """Tensors that leave the site."""
-
-    def trainable_parameters(self) -> list[nn.Parameter]:
-        """Parameters that the optimiser moves."""
-
-    def predictor(self) -> Callable[[Tensor, Tensor], Tensor]:
-        """Encode texts once; return (patch_features, image_features) -> logits (B, C)."""
-
-
-ModelBuilder = Callable[[ClipBackbone, ConditionSet, int], "MultiLabelModel"]
-
-
-@dataclass(frozen=True)
-class MultiLabelJob:
-    """The part of a job that a site needs; the rest is for the server.
-
-    Attributes:
-        seed: Run seed.
-        classnames: C class names, in order.
-        conditions: Content of the condition cache.
-        backbone: Frozen CLIP.
-        training: Optimiser and local schedule.
-        num_rounds: The federation's, which a learning rate that falls over the rounds needs.
-        threshold: Of CF1 and OF1.
-        min_cell: Classes with fewer present or absent images are left out of the histograms.
-        min_interval: Smallest number of images that a score interval of a histogram describes.
-        encode_batch_size: Images a pass through the frozen tower.
-    """
-
-    seed: int
-    classnames: tuple[str, ...]
-    conditions: dict[str, Any]
-    backbone: BackboneConfig
-    training: TrainingConfig
-    num_rounds: int | None = None
-    threshold: float = 0.5
-    min_cell: int = 5
-    min_interval: int = 3
-    encode_batch_size: int = 64
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.threshold <= 1:
-            raise ConfigError(f"threshold must be in [0, 1], got {self.threshold}")
-        if min(self.min_cell, self.min_interval, self.encode_batch_size) < 1:
-            raise ConfigError(
-                "min_cell, min_interval and encode_batch_size must be >= 1, got "
-                f"{self.min_cell}, {self.min_interval} and {self.encode_batch_size}"
-            )
 
 
 class MultiLabelParticipant:
@@ -109,6 +55,7 @@ class MultiLabelParticipant:
         build_model: Builds the method's model on the loaded backbone.
         site: Where the site's data are.
         site_name: FLARE name.
+        state_dir: Where the site keeps count of its privacy in this run.
     """
 
     def __init__(
@@ -118,12 +65,14 @@ class MultiLabelParticipant:
         build_model: ModelBuilder,
         site: SiteConfig,
         site_name: str,
+        state_dir: Path,
     ) -> None:
         self.job = job
         self.conditions = conditions
         self.build_model = build_model
         self.site = site
         self.site_name = site_name
+        self.state_dir = state_dir
         self.model: Any = None
         self.backbone: ClipBackbone | None = None
         self.train_split: EncodedSplit | None = None
@@ -190,26 +139,57 @@ class MultiLabelParticipant:
         model, train, _ = self._ready()
         apply_shared(model, shared, model.shared_keys())
         model.train()
-        result = local_train(
-            model,
-            num_examples=len(train.labels),
-            batch_at=train.batch_at,
-            plan=RoundPlan(
-                self.job.training,
-                derive_seed(self.job.seed, self.site_name, round_number),
-                round_span(self.job.training, round_number, self.job.num_rounds),
-            ),
-            should_stop=should_stop,
+        plan = RoundPlan(
+            self.job.training,
+            derive_seed(self.job.seed, self.site_name, round_number),
+            round_span(self.job.training, round_number, self.job.num_rounds),
         )
-        return LocalUpdate(
-            tensors=shared_state(model, model.shared_keys()),
-            num_examples=len(train.labels),
-            metrics={
+        if self.job.privacy.level == "record":
+            metrics = self._train_privately(plan, should_stop)
+        else:
+            result = local_train(
+                model,
+                num_examples=len(train.labels),
+                batch_at=train.batch_at,
+                plan=plan,
+                should_stop=should_stop,
+            )
+            metrics = {
                 "loss": result.loss,
                 "steps": float(result.steps),
                 "seconds_train": result.seconds,
-            },
+            }
+        return LocalUpdate(
+            tensors=shared_state(model, model.shared_keys()),
+            num_examples=len(train.labels),
+            metrics=metrics,
         )
+
+    def _train_privately(self, plan: RoundPlan, should_stop: ShouldStop) -> dict[str, float]:
+        """DP-SGD; returns what may be known of it."""
+        model, train, _ = self._ready()
+        if not hasattr(model, "example_losses"):
+            raise ConfigError(
+                f"privacy.level record needs a model with example_losses, {type(model).__name__} "
+                "has none. Take level site."
+            )
+        privacy = self.job.privacy
+        ledger = PrivacyLedger(self.state_dir / LEDGER_FILE, privacy)
+        result = private_train(
+            model,
+            num_examples=len(train.labels),
+            batch_at=train.batch_at,
+            plan=plan,
+            privacy=privacy,
+            ledger=ledger,
+            should_stop=should_stop,
+        )
+        return {
+            "steps": float(result.steps),
+            "seconds_train": result.seconds,
+            RECORD_EPSILON: ledger.epsilon,
+            RECORD_DELTA: ledger.delta,
+        }
 
     def finish(
         self, shared: dict[str, Tensor], should_stop: ShouldStop = never
@@ -280,6 +260,7 @@ def make_participant(
     build_model: ModelBuilder,
     site: SiteConfig,
     site_name: str,
+    state_dir: Path,
 ) -> MultiLabelParticipant:
     """Read a job's mapping and check its conditions against its class list.
 
@@ -291,4 +272,4 @@ def make_participant(
     conditions = conditions_from_mapping(
         parsed.conditions, parsed.classnames, "the job's conditions"
     )
-    return MultiLabelParticipant(parsed, conditions, build_model, site, site_name)
+    return MultiLabelParticipant(parsed, conditions, build_model, site, site_name, state_dir)

@@ -1,17 +1,22 @@
 """What may leave a site beside shared tensors, by name; docs/privacy.md says what each is."""
 
 from vltune.geneval_prompts import TAGS
+from vltune.private_release import PRIVACY_METRICS
 
 TASK_COSINES = frozenset({"task_cosine", *(f"task_cosine_{layer}" for layer in range(1, 200))})
-TRAIN_METRICS = TASK_COSINES | {
-    "loss",
-    "loss_understanding",
-    "loss_generation",
-    "steps",
-    "steps_warm_up",
-    "seconds_train",
-    "seconds_task",
-}
+TRAIN_METRICS = (
+    PRIVACY_METRICS
+    | TASK_COSINES
+    | {
+        "loss",
+        "loss_understanding",
+        "loss_generation",
+        "steps",
+        "steps_warm_up",
+        "seconds_train",
+        "seconds_task",
+    }
+)
 UNIFIED_METRICS = frozenset(
     {"vqa_accuracy", "generation_loss", "geneval", *(f"geneval_{tag}" for tag in TAGS)}
 )

@@ -48,6 +48,7 @@ from vltune.flare.last_word import leave_last_word, take_back_last_word
 from vltune.flare.site_state import SiteState
 from vltune.parameters import LocalUpdate
 from vltune.participant import Evaluation, Handshake, Participant, ShouldStop, TrainingStopped
+from vltune.private_release import ReleaseGuard
 from vltune.site_config import AnySiteConfig, find_site_config
 
 JOB_FILE = "vltune_job.json"
@@ -88,6 +89,7 @@ class ParticipantExecutor(Executor):
         self._state: SiteState | None = None
         self._built: Participant | None = None
         self._handshake: Handshake | None = None
+        self._guard: ReleaseGuard | None = None
         self._trained_round = -1
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
@@ -102,7 +104,7 @@ class ParticipantExecutor(Executor):
         """Forget the participant and unlock the state folder."""
         if self._state is not None:
             self._state.close()
-        self._state = self._built = self._handshake = None
+        self._state = self._built = self._handshake = self._guard = None
         self._trained_round = -1
 
     def execute(
@@ -177,6 +179,8 @@ class ParticipantExecutor(Executor):
         round_number: int,
         should_stop: Callable[[], bool],
     ) -> LocalUpdate:
+        assert self._guard is not None  # _ready() made it
+        self._guard.before_training()
         try:
             update = participant.train(shared, round_number, should_stop)
         except BaseException:
@@ -186,7 +190,7 @@ class ParticipantExecutor(Executor):
         self._trained_round = round_number
         assert self._state is not None  # _ready() made it
         self._state.save(round_number, participant.personal_state())
-        return update
+        return self._guard.release(shared, update)
 
     def _ready(
         self,
@@ -223,6 +227,7 @@ class ParticipantExecutor(Executor):
             run_id = str(shareable.get_header(HEADER_RUN, ""))
             self._state = SiteState(self._site.state_dir, site_name, run_id)
         job = read_job(app / "config" / self.job_file)
+        self._guard = ReleaseGuard.of_job(job, self._state.folder)
         threads = self._threads(shareable, fl_ctx)
         log.info("site %s: %d threads, method %s", site_name, threads, self.participant)
         built = find_builder(self.participant)(

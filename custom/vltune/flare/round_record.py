@@ -133,7 +133,21 @@ def training(
         "bytes_down": dict(sorted(answers.bytes_down.items())),
         "rejected": [{"site": site, "reason": rejected[site]} for site in sorted(rejected)],
         **({"robust": [asdict(decision) for decision in decisions]} if decisions else {}),
+        **_privacy(measured),
     }
+
+
+def _privacy(measured: Mapping[str, Measured]) -> dict[str, Any]:
+    """What each site has spent in this run, as it says itself; nothing without privacy."""
+    entries = [
+        {"site": site, "level": level, "epsilon": said[f"{level}_epsilon"],
+         "delta": said[f"{level}_delta"]}
+        for site in sorted(measured)
+        for said in (measured[site].metrics,)
+        for level in ("site", "record")
+        if f"{level}_epsilon" in said and f"{level}_delta" in said
+    ]  # fmt: skip
+    return {"privacy": entries} if entries else {}
 
 
 def split_metrics(metrics: Mapping[str, float]) -> tuple[dict[str, float], dict[str, float]]:

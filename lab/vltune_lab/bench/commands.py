@@ -144,6 +144,65 @@ def fedumm_dataflow(
     show(write_results(out, {"protocol": "fedumm-dataflow", **provenance(command), "rows": rows}))
 
 
+@bench_app.command("attacks")
+def attacks(
+    quick: Quick = False,
+    seeds: Annotated[str, typer.Option(help="Comma-separated run seeds.")] = "7",
+    rules: Annotated[str, typer.Option(help="Comma-separated; empty: all.")] = "",
+    kinds: Annotated[str, typer.Option(help="Of attack, comma-separated; empty: all.")] = "",
+    counts: Annotated[str, typer.Option(help="Of malicious sites, comma-separated.")] = "2,1",
+    world: Annotated[Path, typer.Option(help="Folder of world and rows.")] = Path("build/attacks"),
+    out: Annotated[Path, typer.Option(help="Result file.")] = RESULTS_FOLDER / "attacks.json",
+) -> None:
+    """FedMPT with one and two of eight sites malicious, under every robust rule."""
+    from vltune_lab.bench.attacks import ATTACKS, RULES, Plan, run_attacks
+
+    plan = Plan(
+        tuple(int(text) for text in seeds.split(",")),
+        tuple(rules.split(",")) if rules else tuple(RULES),
+        tuple(kinds.split(",")) if kinds else ATTACKS,
+        tuple(int(text) for text in counts.split(",")),
+        quick,
+    )
+    with Progress(console=Console()) as bars:
+        rows = run_attacks(world, bars, plan)
+    command = f"vltune bench attacks --seeds {seeds} --counts {counts}"
+    command += f" --rules {rules}" if rules else ""
+    command += f" --kinds {kinds}" if kinds else ""
+    command += " --quick" if quick else ""
+    show(write_results(out, {"protocol": "attacks", **provenance(command), "rows": rows}))
+
+
+@bench_app.command("encryption")
+def encryption(
+    quick: Quick = False,
+    out: Annotated[Path, typer.Option(help="Result file.")] = RESULTS_FOLDER / "encryption.json",
+) -> None:
+    """One round's mean through FLARE's homomorphic encryption: agreement, bytes and seconds."""
+    from vltune_lab.bench.encryption import run_encryption
+
+    rows = run_encryption(quick)
+    command = "vltune bench encryption" + (" --quick" if quick else "")
+    path = write_results(out, {"benchmark": "encryption", **provenance(command), "rows": rows})
+    show(path)
+
+
+@bench_app.command("probes")
+def probes(
+    quick: Quick = False,
+    seeds: Annotated[str, typer.Option(help="Comma-separated run seeds.")] = "7,8,9",
+    world: Annotated[Path, typer.Option(help="Folder of world and rows.")] = Path("build/attacks"),
+    out: Annotated[Path, typer.Option(help="Result file.")] = RESULTS_FOLDER / "probes.json",
+) -> None:
+    """What a curious server can tell from a FedMPT update: membership and inversion."""
+    from vltune_lab.bench.probes import run_probes
+
+    with Progress(console=Console()) as bars:
+        rows = run_probes([int(text) for text in seeds.split(",")], world, bars, quick=quick)
+    command = f"vltune bench probes --seeds {seeds}" + (" --quick" if quick else "")
+    show(write_results(out, {"protocol": "probes", **provenance(command), "rows": rows}))
+
+
 @bench_app.command("florence-shape")
 def florence_shape(
     quick: Quick = False,

@@ -22,7 +22,7 @@ MULTI_LABEL = (MAP, "CF1", "OF1")
 FINAL_ADAPTER = "global_adapter.safetensors"
 _TRAINING = (
     *("loss", "seconds", "overhead_seconds", "sites", "bytes_up", "bytes_down", "rejected"),
-    *("exactness_error", "exactness_by_module", "robust"),
+    *("exactness_error", "exactness_by_module", "robust", "privacy"),
 )
 _EXTRA = ("run_id", "best", "facts", "bytes_prepare", "bytes_validate")
 _PACKAGES = ("vltune", "nvflare", "torch", "torchvision", "open_clip_torch", "numpy")
@@ -143,7 +143,7 @@ def summarise(
         environment: sim, poc or prod.
     """
     rounds = state["rounds"]
-    metric = state.get("metric", MAP)
+    metric, threshold = state.get("metric", MAP), job.get("threshold", 0.5)
     per_site = _per_site(state, _lines(run_folder / METRICS_FILE))
     sent = [size for record in rounds for size in record["bytes_up"].values()]
     return {
@@ -164,7 +164,7 @@ def summarise(
         "versions": versions(),
         "per_round": [_round(record, metric) for record in rounds],
         "per_site": per_site,
-        "thresholds": _thresholds(job) if metric == MAP else {},
+        "thresholds": dict.fromkeys(MULTI_LABEL[1:] if metric == MAP else (), threshold),
         "bytes_per_site_per_round": _site_bytes(rounds),
         "wall_seconds_by_phase": {name: round(value, 3) for name, value in state["phases"].items()},
         "rejected_updates": [
@@ -173,6 +173,7 @@ def summarise(
         "robust_decisions": [
             {"round": r["round"], **entry} for r in rounds for entry in r.get("robust", [])
         ],
+        "privacy": _privacy(rounds),
         "measured_on": "site_histograms",
         "artefacts": {"adapter": FINAL_ADAPTER, "metrics": METRICS_FILE},
         "left_out_sites": state["left_out"],
@@ -183,8 +184,10 @@ def summarise(
     }
 
 
-def _thresholds(job: Mapping[str, Any]) -> dict[str, float]:
-    return {name: job.get("threshold", 0.5) for name in ("CF1", "OF1")}
+def _privacy(rounds: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What each site has spent, from the last round in which it said so, by site."""
+    last = {entry["site"]: entry for record in rounds for entry in record.get("privacy", [])}
+    return [entry for _, entry in sorted(last.items())]
 
 
 def _site_bytes(rounds: list[dict[str, Any]]) -> list[dict[str, Any]]:

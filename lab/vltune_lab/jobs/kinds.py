@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vltune.algorithms.fedmpt import FedMPTConfig
-from vltune.algorithms.multilabel_site import MultiLabelJob
+from vltune.algorithms.multilabel_job import MultiLabelJob
 from vltune.config import ConfigError, from_mapping, from_part
 from vltune_lab.jobs.global_test import finish
 from vltune_lab.jobs.resolve import Job, JobKind
@@ -21,7 +21,7 @@ FEDVLM_YAML = REPOSITORY / "jobs" / "fedvlm" / "fedvlm.yaml"
 FEDUMM_YAML = REPOSITORY / "jobs" / "fedumm" / "fedumm.yaml"
 
 
-EVERY_JOB = {"name", "method", "seed", "participant", "federation"}
+EVERY_JOB = {"name", "method", "seed", "participant", "federation", "privacy"}
 
 
 def check_fedmpt(job: Job) -> None:

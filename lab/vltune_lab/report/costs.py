@@ -60,6 +60,14 @@ def _phases(summary: RunSummary) -> Markup:
     )
 
 
+def privacy(summary: RunSummary) -> Markup:
+    """What each site has spent of its differential privacy; nothing without it."""
+    if not summary.privacy:
+        return Markup("")
+    rows = [[x.site, x.level, formats.number(x.epsilon), f"{x.delta:g}"] for x in summary.privacy]
+    return section("Differential privacy", table(["site", "hides one", "epsilon", "delta"], rows))
+
+
 def refused(summary: RunSummary) -> Markup:
     """Updates that the server refused, or its robust rule did not take as they came, and why."""
     if not (summary.rejected_updates or summary.robust_decisions):

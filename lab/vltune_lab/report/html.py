@@ -4,7 +4,7 @@ from pathlib import Path
 
 from vltune.files import write_bytes_atomic
 from vltune_lab.report import overview, progress, results
-from vltune_lab.report.costs import costs, refused
+from vltune_lab.report.costs import costs, privacy, refused
 from vltune_lab.report.drawings import drawn_pictures
 from vltune_lab.report.example_file import Examples, load_examples
 from vltune_lab.report.gallery import gallery
@@ -74,6 +74,7 @@ def render(
             results.by_class(summary),
             costs(summary),
             refused(summary),
+            privacy(summary),
             overview.what_was_run(summary),
             settings(summary),
             tag("footer", f"VLTune {version}. Percentages are of 100; 1 kB is 1000 bytes."),

@@ -4,9 +4,14 @@ Metrics and probabilities are in [0, 1], sizes in bytes, times in seconds; null 
 """
 
 import itertools
-import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from vltune_lab.report.schema_entries import RejectedUpdate as RejectedUpdate
+from vltune_lab.report.schema_entries import RobustDecision as RobustDecision
+from vltune_lab.report.schema_entries import SitePrivacy as SitePrivacy
+from vltune_lab.report.schema_entries import check_amounts as check_amounts
+from vltune_lab.report.schema_entries import check_fractions as check_fractions
 
 SCHEMA_VERSION = 1
 """Counts up when a key changes its meaning or goes; a new key may come without."""
@@ -122,22 +127,6 @@ class SiteBytes:
 
 
 @dataclass(frozen=True)
-class RejectedUpdate:
-    """An update that the server refused, and why."""
-
-    round: int
-    site: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class RobustDecision(RejectedUpdate):
-    """What a rule of `federation.robust` did to an accepted update, and why."""
-
-    action: Literal["left_out", "clipped"]
-
-
-@dataclass(frozen=True)
 class Reading:
     """One model on the global test set; a class without positives has the AP null."""
 
@@ -195,6 +184,7 @@ class RunSummary:
         wall_seconds_by_phase: Phase -> wall time; the phases follow one another.
         rejected_updates: In order.
         robust_decisions: In order; empty without a robust rule.
+        privacy: What each site has spent; empty without differential privacy.
         measured_on: Data of `global_mAP`: `global_test`, or `site_histograms` where there is none.
         scores: The headline where the run's metric is not mAP; null where it is.
         global_test: Readings on the global test set, if there is one.
@@ -227,6 +217,7 @@ class RunSummary:
     wall_seconds_by_phase: dict[str, float]
     rejected_updates: tuple[RejectedUpdate, ...] = ()
     robust_decisions: tuple[RobustDecision, ...] = ()
+    privacy: tuple[SitePrivacy, ...] = ()
     measured_on: Literal["global_test", "site_histograms"] = "global_test"
     global_test: GlobalTest | None = None
     scores: Scores | None = None
@@ -276,20 +267,6 @@ class RunSummary:
             return site.zero_shot_mAP, site.mAP
         metric = self.scores.metric
         return site.metrics.get(f"zero_shot_{metric}"), site.metrics.get(metric)
-
-
-def check_fractions(**values: float | None) -> None:
-    """Refuse a metric outside [0, 1]: percent, most likely."""
-    for name, value in values.items():
-        if value is not None and not 0 <= value <= 1:
-            raise ValueError(f"{name} is {value}, expected a fraction in [0, 1] or null")
-
-
-def check_amounts(**values: float | None) -> None:
-    """Refuse a negative or infinite count, size or time."""
-    for name, value in values.items():
-        if value is not None and not 0 <= value < math.inf:
-            raise ValueError(f"{name} is {value}, expected a number >= 0")
 
 
 def _check_ascending(name: str, values: list[Any]) -> None:

@@ -24,6 +24,8 @@ from vltune.histograms import ScoreHistograms, mean_average_precision_from
 from vltune.metrics import multilabel_metrics
 from vltune.parameters import ParameterError, check_shared
 from vltune.participant import TrainingStopped
+from vltune.privacy import PrivacyError
+from vltune.privacy_ledger import Charge, epsilon_of
 from vltune.seed import derive_seed
 from vltune.site_config import read_site_config
 from vltune.training import RoundPlan, TrainingConfig, local_train
@@ -137,6 +139,41 @@ def test_what_is_shared_stands_by_itself(participate: Participate, site: Path) -
     before = hash_tensors(update.tensors)
     participant.train(shake.initial, 1, go)
     assert hash_tensors(update.tensors) == before
+
+
+def test_record_level_training_tells_its_epsilon_and_not_its_loss(
+    participate: Participate, site: Path
+) -> None:
+    """Eight images in batches of 3: q = 3 / 8, two epochs of three steps, in each of two rounds."""
+    privacy = {"level": "record", "noise_multiplier": 1.5, "clip_norm": 1.0, "delta": 1e-3}
+    participant = participate(site, privacy=privacy)
+    participant.state_dir.mkdir()
+    shake = participant.prepare(go)
+    first = participant.train(shake.initial, 0, go)
+    assert set(first.metrics) == {"steps", "seconds_train", "record_epsilon", "record_delta"}
+    assert first.metrics["steps"] == 6
+    assert hash_tensors(first.tensors) != shake.initial_hash
+    again = participate(site, privacy=privacy)  # another process
+    again.prepare(go)
+    second = again.train(shake.initial, 0, go)
+    assert hash_tensors(second.tensors) != hash_tensors(first.tensors)  # the noise is secret
+    spent = epsilon_of([Charge(1.5, 3 / 8, 12)], 1e-3)
+    assert second.metrics["record_epsilon"] == pytest.approx(spent)
+    with pytest.raises(PrivacyError, match=r"with 8 training images it must be below 0.12"):
+        participate(site, privacy=privacy | {"delta": 0.5}).train(shake.initial, 0, go)
+
+
+def test_losses_of_single_images_are_those_of_the_batch(
+    participate: Participate, site: Path
+) -> None:
+    participant = participate(site)
+    participant.prepare(go)
+    batch = participant.train_split.batch_at(torch.arange(NUM_TRAIN))
+    losses = participant.model.example_losses(batch)
+    assert len(losses) == NUM_TRAIN
+    torch.testing.assert_close(
+        torch.stack(losses).mean(), participant.model.loss(batch), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_the_second_time_nothing_is_encoded(participate: Participate, site: Path) -> None:
