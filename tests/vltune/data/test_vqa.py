@@ -96,7 +96,7 @@ QUESTIONS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     ),
     "other image": (
         lambda c: c["questions"][1].update(image_id=2),
-        "question 1: image_id differs from the 2",
+        "question 1: image_id differs from that of the questions file",
     ),
     "no subtype": (lambda c: c.pop("data_subtype"), "says no 'data_subtype'.*Give `pattern:"),
 }
