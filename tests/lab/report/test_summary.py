@@ -150,7 +150,7 @@ def test_the_schema_turns_into_plain_json(summary: Content) -> None:
         entry.update(exactness_error=None, score=None, worst_site_score=None)
     for entry in summary["per_site"]:
         entry["metrics"] = {}
-    assert plain == summary | {"extra": {}, "scores": None}
+    assert plain == summary | {"extra": {}, "scores": None, "privacy": []}
 
 
 def test_the_headline_of_another_metric(summary: Content) -> None:
