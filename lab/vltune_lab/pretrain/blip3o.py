@@ -27,10 +27,9 @@ from vltune.seed import derive_seed, torch_generator
 from vltune_lab.pretrain.blip3o_losses import decoder_loss, drawing_loss, understanding_loss
 from vltune_lab.pretrain.blip3o_recipe import COMPACT, Blip3oRecipe, StageRecipe
 from vltune_lab.pretrain.florence2 import normalise_pixels
-from vltune_lab.pretrain.loop import run_to_end, step_line, take_step
+from vltune_lab.pretrain.loop import follow_schedule, run_to_end, step_line, take_step
 from vltune_lab.pretrain.prompt_stream import PromptMix, PromptStream
 from vltune_lab.pretrain.question_stream import QuestionStream
-from vltune_lab.pretrain.recipe import learning_rate_at
 from vltune_lab.pretrain.run_state import RunState, decayed_groups
 from vltune_lab.pretrain.stream import StepStream, make_loader
 from vltune_lab.scenes.library import PACKAGED_ASSETS, PRETRAINING_STYLES, Library, load_library
@@ -245,8 +244,7 @@ def _steps(state: RunState, recipe: StageRecipe, losses: Losses) -> Iterator[dic
     parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
     while state.step < recipe.steps:
         began = time.perf_counter()
-        for group in state.optimizer.param_groups:
-            group["lr"] = learning_rate_at(state.step, recipe)
+        follow_schedule(state, recipe)
         terms = losses(state.step)
         take_step(state, terms["loss"], parameters)
         figures = {name: value.item() for name, value in terms.items()}

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vltune.config import to_mapping
-from vltune_lab.pretrain.loop import run_to_end, step_line, take_step
+from vltune_lab.pretrain.loop import follow_schedule, run_to_end, step_line, take_step
 from vltune_lab.pretrain.objectives import (
     class_phrases,
     colour_loss,
@@ -21,7 +21,7 @@ from vltune_lab.pretrain.objectives import (
     spread_loss,
 )
 from vltune_lab.pretrain.phrases import encode_phrases
-from vltune_lab.pretrain.recipe import PretrainConfig, learning_rate_at
+from vltune_lab.pretrain.recipe import PretrainConfig
 from vltune_lab.pretrain.state import PretrainState, start
 from vltune_lab.pretrain.stream import SceneBatch, SceneStream, make_loader
 from vltune_lab.pretrain.text_warmup import warm_up_text
@@ -131,8 +131,7 @@ def _steps(
     autocast = torch.autocast("cuda", torch.bfloat16, enabled=parameters[0].is_cuda)
     while state.step < config.steps:
         began = time.perf_counter()
-        for group in state.optimizer.param_groups:
-            group["lr"] = learning_rate_at(state.step, config)
+        follow_schedule(state, config)
         rng = np.random.Generator(np.random.PCG64([config.seed, 77, state.step]))
         with autocast:
             terms = batch_loss(state, tokenizer, next(batches), library.classnames, config, rng)

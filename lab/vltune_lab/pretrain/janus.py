@@ -30,10 +30,9 @@ from vltune.seed import derive_seed
 from vltune_lab.pretrain.grounding import GroundingHead
 from vltune_lab.pretrain.janus_packing import packed_losses
 from vltune_lab.pretrain.janus_recipe import JanusRecipe
-from vltune_lab.pretrain.loop import run_to_end, take_step
+from vltune_lab.pretrain.loop import follow_schedule, run_to_end, take_step
 from vltune_lab.pretrain.prompt_stream import PromptBatch, PromptMix, PromptStream
 from vltune_lab.pretrain.question_stream import QuestionBatch, QuestionStream
-from vltune_lab.pretrain.recipe import learning_rate_at
 from vltune_lab.pretrain.run_state import RunState, decayed_groups
 from vltune_lab.pretrain.stream import make_loader
 from vltune_lab.pretrain.word_alignment import align_words
@@ -218,8 +217,7 @@ def _steps(
         began = time.perf_counter()
         if state.step == recipe.reading_from:
             begin_reading(state, work, len(classnames), classnames)
-        for group in state.optimizer.param_groups:
-            group["lr"] = learning_rate_at(state.step, recipe)
+        follow_schedule(state, recipe)
         drawing = drawing_loss(state, next(pictures), derive_seed(recipe.seed, "drop", state.step))
         loss, line = drawing, {"drawing": drawing.item()}
         if state.step >= recipe.reading_from:

@@ -21,9 +21,8 @@ from vltune.backbones.janus import JanusBackbone
 from vltune.config import to_mapping
 from vltune_lab.pretrain.grounding import GroundingHead
 from vltune_lab.pretrain.janus_recipe import VisionRecipe
-from vltune_lab.pretrain.loop import run_to_end, step_line, take_step
+from vltune_lab.pretrain.loop import follow_schedule, run_to_end, step_line, take_step
 from vltune_lab.pretrain.question_stream import Places, QuestionStream
-from vltune_lab.pretrain.recipe import learning_rate_at
 from vltune_lab.pretrain.run_state import RunState, decayed_groups
 from vltune_lab.pretrain.stream import make_loader
 from vltune_lab.scenes.library import PRETRAINING_STYLES, load_library
@@ -151,8 +150,7 @@ def _steps(
     num_new = len(tower.encoder.layers) - len(trunk.blocks)
     while state.step < recipe.steps:
         began = time.perf_counter()
-        for group in state.optimizer.param_groups:
-            group["lr"] = learning_rate_at(state.step, recipe)
+        follow_schedule(state, recipe)
         batch = next(batches)
         pixels = batch.images.to(device).float().div_(127.5).sub_(1.0)
         first, last = read_tower(tower, pixels, num_new)

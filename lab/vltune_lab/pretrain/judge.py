@@ -18,8 +18,7 @@ from vltune.backbones.center_detector import (
 from vltune.config import to_mapping
 from vltune_lab.pretrain.judge_recipe import JudgeRecipe
 from vltune_lab.pretrain.judge_stream import OWN, JudgeBatch, JudgeStream
-from vltune_lab.pretrain.loop import run_to_end, step_line, take_step
-from vltune_lab.pretrain.recipe import learning_rate_at
+from vltune_lab.pretrain.loop import follow_schedule, run_to_end, step_line, take_step
 from vltune_lab.pretrain.run_state import RunState, decayed_groups
 from vltune_lab.pretrain.stream import make_loader
 from vltune_lab.scenes.library import Library, load_library
@@ -114,8 +113,7 @@ def _steps(
     weights = {"middles": 1.0, "classes": recipe.class_weight, "colours": 1.0, "boxes": 1.0}
     while state.step < recipe.steps:
         began = time.perf_counter()
-        for group in state.optimizer.param_groups:
-            group["lr"] = learning_rate_at(state.step, recipe)
+        follow_schedule(state, recipe)
         batch = JudgeBatch(*(item.to(device) for item in next(batches)))
         pixels = (batch.images.float() / 255).to(memory_format=torch.channels_last)
         terms = losses(state.model(pixels), batch)

@@ -15,9 +15,16 @@ from rich.progress import (
 )
 from torch import Tensor, nn
 
+from vltune_lab.pretrain.recipe import Schedule, learning_rate_at
 from vltune_lab.pretrain.run_state import RunState
 
 LOG_EVERY = 20
+
+
+def follow_schedule(state: RunState, recipe: Schedule) -> None:
+    """Set the learning rate of the step to come, in place."""
+    for group in state.optimizer.param_groups:
+        group["lr"] = learning_rate_at(state.step, recipe)
 
 
 def take_step(

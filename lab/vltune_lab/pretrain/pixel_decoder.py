@@ -11,15 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
 from vltune.config import ConfigError, to_mapping
 from vltune_lab.pretrain.janus_recipe import DecoderRecipe
-from vltune_lab.pretrain.loop import run_to_end, step_line, take_step
-from vltune_lab.pretrain.pixel_tokenizer import IMAGE_SIZE, PixelStream, latents_of, psnr
-from vltune_lab.pretrain.recipe import learning_rate_at
+from vltune_lab.pretrain.loop import follow_schedule, run_to_end, step_line, take_step
+from vltune_lab.pretrain.pixel_tokenizer import IMAGE_SIZE, PixelStream, as_blocks, latents_of, psnr
 from vltune_lab.pretrain.run_state import RunState
 from vltune_lab.pretrain.stream import make_loader
 from vltune_lab.scenes.library import PRETRAINING_STYLES, load_library
@@ -102,10 +100,8 @@ def _steps(
     trained: list[nn.Parameter] = [p for p in vq.parameters() if p.requires_grad]
     while state.step < recipe.steps:
         began = time.perf_counter()
-        for group in state.optimizer.param_groups:
-            group["lr"] = learning_rate_at(state.step, recipe)
-        pixels = next(batches).to(device).float().div_(127.5).sub_(1.0)
-        pixels = F.pixel_unshuffle(pixels, recipe.pixel_shuffle)
+        follow_schedule(state, recipe)
+        pixels = as_blocks(next(batches).to(device), recipe.pixel_shuffle)
         images = decode_latents(vq, pixels)
         loss = (images - pixels).square().mean()
         take_step(state, loss, trained)

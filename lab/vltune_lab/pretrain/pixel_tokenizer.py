@@ -29,9 +29,8 @@ from vltune.backbones.janus_pixels import set_norm_groups
 from vltune.config import to_mapping
 from vltune.geneval_prompts import TAGS
 from vltune_lab.pretrain.janus_recipe import TokenizerRecipe
-from vltune_lab.pretrain.loop import run_to_end
+from vltune_lab.pretrain.loop import follow_schedule, run_to_end
 from vltune_lab.pretrain.prompt_stream import drawable_prompt
-from vltune_lab.pretrain.recipe import learning_rate_at
 from vltune_lab.pretrain.run_state import RunState
 from vltune_lab.pretrain.stream import StepStream, make_loader, pretraining_split
 from vltune_lab.scenes.geneval_scenes import PromptPainter
@@ -118,6 +117,11 @@ class PixelStream(StepStream):
     @cached_property
     def _painter(self) -> PromptPainter:
         return PromptPainter(self.library, size=self.image_size)
+
+
+def as_blocks(images: Tensor, shuffle: int) -> Tensor:
+    """Images uint8 (B, 3, H, W) in [-1, 1] as the class sees them: (B, 3 s s, H/s, W/s)."""
+    return F.pixel_unshuffle(images.float().div_(127.5).sub_(1.0), shuffle)
 
 
 def latents_of(vq: JanusVQVAE, pixels: Tensor) -> Tensor:
@@ -216,10 +220,8 @@ def _steps(
     table = vq.quantize.embedding.weight
     while state.step < recipe.steps:
         began = time.perf_counter()
-        for group in state.optimizer.param_groups:
-            group["lr"] = learning_rate_at(state.step, recipe)
-        pixels = next(batches).to(device).float().div_(127.5).sub_(1.0)
-        pixels = F.pixel_unshuffle(pixels, recipe.pixel_shuffle)
+        follow_schedule(state, recipe)
+        pixels = as_blocks(next(batches).to(device), recipe.pixel_shuffle)
         latents = latents_of(vq, pixels)
         if state.step == recipe.plain_steps:
             codebook.begin(latents.detach().flatten(0, 2))
