@@ -1,7 +1,7 @@
 """Which packages are here, against a lock file or what the job was exported with."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -18,8 +18,13 @@ PINNED = frozenset({"nvflare", "open_clip_torch", "peft", "transformers"})
 
 def installed_versions() -> dict[str, str]:
     """Name -> version of the packages that are here, VLTune included."""
-    found = {"vltune": vltune.__version__}
-    for name in PACKAGES:
+    return {"vltune": vltune.__version__} | versions_of(PACKAGES)
+
+
+def versions_of(names: Iterable[str]) -> dict[str, str]:
+    """Name -> version of those distributions that are installed."""
+    found = {}
+    for name in names:
         try:
             found[name] = version(name)
         except PackageNotFoundError:

@@ -4,9 +4,10 @@ import os
 import platform
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from vltune.doctor_versions import versions_of
 
 PACKAGES = ("vltune", "torch", "torchvision", "open_clip_torch", "nvflare", "numpy", "POT")
 _CPU_INFO = Path("/proc/cpuinfo")
@@ -37,13 +38,7 @@ def commit(folder: Path) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the installed packages that matter for numbers."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    return {"python": platform.python_version()} | versions_of(PACKAGES)
 
 
 def hardware() -> str:
