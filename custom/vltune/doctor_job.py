@@ -10,22 +10,18 @@
 The app may have another name: it is the folder with `config/vltune_job.json`.
 """
 
-import importlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vltune.doctor_findings import DoctorError
-from vltune.participant import Participant
-from vltune.site_config import AnySiteConfig
+from vltune.participant import Builder, import_builder
 
 JOB_FILE = "vltune_job.json"
 VERSIONS_FILE = "vltune_versions.json"
 RESUME_FILE = "resume_adapter.safetensors"
-
-Builder = Callable[[Mapping[str, Any], AnySiteConfig, str, Path, int], Participant]
 
 
 @dataclass(frozen=True)
@@ -127,15 +123,8 @@ def find_builder(dotted: str) -> Builder:
     Raises:
         DoctorError: There is no such function.
     """
-    module_name, _, name = dotted.rpartition(".")
-    try:
-        builder: Builder = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise DoctorError(
-            f"participant {dotted!r} cannot be imported: {error}. Install the package that the job "
-            "needs, or export the job again."
-        ) from error
-    return builder
+    cure = "Install the package that the job needs, or export the job again."
+    return import_builder(dotted, DoctorError, cure)
 
 
 def _read(path: Path, *, optional: bool = False) -> dict[str, Any]:

@@ -4,16 +4,28 @@ A method (`algorithms/`) supplies a builder `build_participant(job, site, site_n
 threads) -> Participant`; the job names it by dotted path, so that the glue knows no method.
 """
 
-from collections.abc import Callable
+import importlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from vltune.parameters import LocalUpdate, SharedSpec
+from vltune.site_config import AnySiteConfig
 from vltune.training import TrainingStopped
 
-__all__ = ["Evaluation", "Handshake", "Participant", "ShouldStop", "TrainingStopped", "never"]
+__all__ = [
+    "Builder",
+    "Evaluation",
+    "Handshake",
+    "Participant",
+    "ShouldStop",
+    "TrainingStopped",
+    "import_builder",
+    "never",
+]
 
 ShouldStop = Callable[[], bool]
 
@@ -100,3 +112,25 @@ class Participant(Protocol):
 
     def load_personal_state(self, tensors: dict[str, Tensor]) -> None:
         """Restore what `personal_state` returned."""
+
+
+Builder = Callable[[Mapping[str, Any], AnySiteConfig, str, Path, int], Participant]
+
+
+def import_builder(dotted: str, failure: type[ValueError], cure: str) -> Builder:
+    """Import a method's builder.
+
+    Args:
+        dotted: As the job names it.
+        failure: What the caller raises.
+        cure: What its reader can do.
+
+    Raises:
+        ValueError: There is no such function; of the class `failure`.
+    """
+    module_name, _, name = dotted.rpartition(".")
+    try:
+        builder: Builder = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise failure(f"participant {dotted!r} cannot be imported: {error}. {cure}") from error
+    return builder

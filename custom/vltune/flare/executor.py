@@ -6,7 +6,6 @@ Tasks: `prepare` (handshake), `train` (measure the received global model, then t
 disk.
 """
 
-import importlib
 import json
 import logging
 import os
@@ -47,7 +46,15 @@ from vltune.flare.filters import SPEC_PROPERTY, check_result
 from vltune.flare.last_word import leave_last_word, take_back_last_word
 from vltune.flare.site_state import SiteState
 from vltune.parameters import LocalUpdate
-from vltune.participant import Evaluation, Handshake, Participant, ShouldStop, TrainingStopped
+from vltune.participant import (
+    Builder,
+    Evaluation,
+    Handshake,
+    Participant,
+    ShouldStop,
+    TrainingStopped,
+    import_builder,
+)
 from vltune.private_release import ReleaseGuard
 from vltune.site_config import AnySiteConfig, find_site_config
 
@@ -55,8 +62,6 @@ JOB_FILE = "vltune_job.json"
 THREADS_VARIABLE = "VLTUNE_THREADS"
 
 log = logging.getLogger(__name__)
-
-Builder = Callable[[Mapping[str, Any], AnySiteConfig, str, Path, int], Participant]
 
 
 class ExecutorError(ValueError):
@@ -289,12 +294,5 @@ def find_builder(dotted: str) -> Builder:
     Raises:
         ExecutorError: There is no such function.
     """
-    module_name, _, name = dotted.rpartition(".")
-    try:
-        builder: Builder = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ExecutorError(
-            f"participant {dotted!r} cannot be imported: {error}. Expected the dotted path of a "
-            "build_participant function."
-        ) from error
-    return builder
+    cure = "Expected the dotted path of a build_participant function."
+    return import_builder(dotted, ExecutorError, cure)
